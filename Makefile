@@ -1,0 +1,41 @@
+# Exact pins of what is tested; pyproject.toml holds the ranges that users install.
+TORCH    := torch==2.13.0
+PYTHON   ?= python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+PIP      := $(BIN)/python -m pip --disable-pip-version-check install -q
+
+.PHONY: demo test check bench proto clean
+
+# torch first and pinned: indexes that offer a CPU build then do not pull CUDA.
+$(VENV)/.runtime: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -c constraints.txt -e '.[demo,ckks]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime constraints.txt
+	$(PIP) -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.runtime
+	$(BIN)/secagg demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest tests -n 2 --cov --cov-report=term --cov-fail-under=100
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider -W default
+
+proto: $(VENV)/.dev
+	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \
+	  proto/secagg/v1/masking.proto proto/secagg/v1/service.proto
+
+clean:
+	rm -rf $(VENV) build *.egg-info .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache
