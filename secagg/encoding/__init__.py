@@ -1,0 +1,1 @@
+"""Tensors to ring vectors and back: schema, clipping, fixed point, weights and metrics."""

@@ -1,0 +1,90 @@
+"""The names and shapes of a task's tensors: agreed before the first round, part of its hash."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from secagg.crypto.labels import enc, u64
+from secagg.errors import InputError, MalformedMessage
+
+MAX_TENSORS: Final = 65_536
+MAX_ELEMENTS: Final = 2**36
+_FLOATS: Final = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One tensor: its name and shape. Its dtype does not matter: the ring decides what travels."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.name.encode()) <= 1024 or len(self.shape) > 16:
+            raise MalformedMessage("schema-tensor", "A tensor's name or rank is out of range.")
+        if any(not 0 <= axis < 2**40 for axis in self.shape):
+            raise MalformedMessage("schema-tensor", f"Tensor {self.name!r} has a negative axis.")
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The tensors of a task in the order in which they are flattened: by name."""
+
+    tensors: tuple[TensorSpec, ...]
+
+    def __post_init__(self) -> None:
+        names = [tensor.name for tensor in self.tensors]
+        if not names or names != sorted(set(names)) or len(names) > MAX_TENSORS:
+            raise MalformedMessage("schema-order", "A schema lists 1 or more tensors, by name.")
+        if not 0 < self.size <= MAX_ELEMENTS:
+            raise MalformedMessage("schema-size", f"A schema of {self.size} elements.")
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, npt.NDArray[Any]]) -> Schema:
+        """The schema of given arrays."""
+        return cls(tuple(TensorSpec(name, tensors[name].shape) for name in sorted(tensors)))
+
+    @property
+    def size(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    def encode(self) -> bytes:
+        """The bytes that are hashed."""
+        return enc(*(enc(t.name.encode(), *(u64(axis) for axis in t.shape)) for t in self.tensors))
+
+    def check(self, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Return if the arrays are what the schema says.
+
+        Raises:
+            InputError: a tensor is missing, unknown, of another shape or no float; it is named.
+        """
+        expected = {tensor.name: tensor for tensor in self.tensors}
+        for name in sorted(expected.keys() ^ tensors.keys()):
+            state = "missing" if name in expected else "not part of this task"
+            raise InputError("tensor-names", f"Tensor {name!r} is {state}.")
+        for name, spec in expected.items():
+            array = tensors[name]
+            if not isinstance(array, np.ndarray) or array.dtype.name not in _FLOATS:
+                kind = getattr(array, "dtype", type(array).__name__)
+                raise InputError(
+                    "tensor-dtype",
+                    f"Tensor {name!r} is {kind}; a float array is needed.",
+                    "Convert it to float16, float32 or float64.",
+                )
+            if array.shape != spec.shape:
+                raise InputError(
+                    "tensor-shape",
+                    f"Tensor {name!r} has shape {array.shape}; the task agreed on {spec.shape}.",
+                )

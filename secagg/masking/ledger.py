@@ -1,0 +1,165 @@
+"""What a silo must remember, and the rules that its memory serves.
+
+Two sums over one base whose survivors differ by a few silos give away those few silos' updates by
+subtraction. So **a silo opens one survivor set a base**: after a reveal, another attempt or session
+on that base is signed only if its survivors are the very same. The same set again gives the
+coordinator nothing new, so repeats are allowed without limit.
+
+The design allowed a second set that differs in at least n_c + 2 silos. That is not enough, since
+the rule binds each silo alone: five honest silos and the cohorts {a, x1, x2}, {a, y1, y2} and
+{x1, x2, y1, y2} differ pairwise by three or more, each silo opens two, and the first two sums minus
+the third are 2·a. With one set a silo this cannot be: a set with h honest members is opened by at
+least t − n_c of them, two sets on one base have disjoint honest openers, and a silo stands in a
+second opened set only as one of the few that did not open the first. threat_model/ has the proof's
+limits and the price: a base whose opening failed half-way waits for the same silos to come back.
+
+``record`` is where the rules hold, atomically with the write, and it returns the ``Recorded`` that
+the guarded step demands; it is durable *before* the message that the entry guards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeAlias, TypeVar
+
+from secagg.config import SiloId
+from secagg.errors import FaultyServer, PolicyRefused
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The silo is about to advertise keys in this attempt; it joins no attempt twice."""
+
+    session: str
+    session_id: bytes
+    round: int
+    attempt: int
+    base: bytes
+    transcript: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Revealed:
+    """The silo is about to reveal shares that open the sum of these survivors on this base."""
+
+    base: bytes
+    transcript: bytes
+    survivors: tuple[SiloId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The silo took this opening for a session's task: schema, step and weights are fixed."""
+
+    session_id: bytes
+    task: str
+    task_hash: bytes
+
+
+Entry: TypeAlias = Joined | Revealed | Opened
+E = TypeVar("E", Joined, Revealed, Opened)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded(Generic[E]):
+    """Evidence that an entry is durable. Only a ledger makes it."""
+
+    entry: E
+
+
+class Ledger(Protocol):
+    """A silo's memory across attempts, sessions and restarts."""
+
+    def record(self, entry: E) -> Recorded[E]:
+        """Check an entry against what is there, store it durably, return the evidence.
+
+        Raises:
+            FaultyServer: an attempt that is not newer than one already joined, or another opening
+                of a task than was taken before.
+            PolicyRefused: a reveal of other survivors on a base than were revealed before.
+        """
+        ...
+
+    def last_attempt(self, session_id: bytes) -> tuple[int, int]:
+        """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
+        ...
+
+    def session_ids(self, name: str) -> frozenset[bytes]:
+        """Return the sessions of this name in which an attempt was joined."""
+        ...
+
+    def revealed(self, base: bytes) -> Revealed | None:
+        """Return the reveal on a base, if there was one."""
+        ...
+
+
+class MemoryLedger:
+    """A ledger that lasts as long as its process: for simulation, and under a durable one."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[bytes, tuple[int, int]] = {}
+        self._sessions: dict[str, frozenset[bytes]] = {}
+        self._revealed: dict[bytes, Revealed] = {}
+        self._opened: dict[tuple[bytes, str], bytes] = {}
+
+    def record(self, entry: E) -> Recorded[E]:
+        """Check an entry against what is there, and store it."""
+        self.check(entry)
+        match entry:
+            case Joined():
+                self._attempts[entry.session_id] = (entry.round, entry.attempt)
+                ids = self.session_ids(entry.session) | {entry.session_id}
+                self._sessions[entry.session] = ids
+            case Revealed():
+                self._revealed[entry.base] = entry
+            case Opened():
+                self._opened[entry.session_id, entry.task] = entry.task_hash
+        return Recorded(entry)
+
+    def check(self, entry: Entry) -> None:
+        """Return if an entry may be stored (see ``Ledger.record``)."""
+        match entry:
+            case Joined():
+                if (entry.round, entry.attempt) <= self.last_attempt(entry.session_id):
+                    raise FaultyServer(
+                        "descriptor-replay",
+                        "The attempt is not newer than one already joined.",
+                    )
+            case Revealed():
+                check_differencing(self.revealed(entry.base), entry.survivors)
+            case Opened():
+                known = self._opened.get((entry.session_id, entry.task), entry.task_hash)
+                if known != entry.task_hash:
+                    raise FaultyServer(
+                        "task-replaced",
+                        f"Task {entry.task} was opened with other tensors or weights before.",
+                        "Nothing was sent. A new training needs a new session.",
+                    )
+
+    def last_attempt(self, session_id: bytes) -> tuple[int, int]:
+        """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
+        return self._attempts.get(session_id, (0, 0))
+
+    def session_ids(self, name: str) -> frozenset[bytes]:
+        """Return the sessions of this name in which an attempt was joined."""
+        return self._sessions.get(name, frozenset())
+
+    def revealed(self, base: bytes) -> Revealed | None:
+        """Return the reveal on a base, if there was one."""
+        return self._revealed.get(base)
+
+
+def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> None:
+    """Return if a sum over these survivors may be opened after that reveal on the same base.
+
+    Raises:
+        PolicyRefused: other survivors were opened: the difference of the two sums would show few
+            silos' updates.
+    """
+    if past is not None and past.survivors != survivors:
+        raise PolicyRefused(
+            "differencing",
+            "A sum on this base was already opened with other survivors; "
+            "the difference of the two would show few silos' updates.",
+            "Bring the same silos back, or train on a new base.",
+        )

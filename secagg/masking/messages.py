@@ -1,0 +1,374 @@
+"""The messages of an attempt: parsed, not yet believed.
+
+A value of these types has the right sizes, names and order; whether its signature, its transcript
+and its place in the protocol are right is for ``client`` and ``server`` to say. ``body()`` gives
+the bytes that a signature covers, ``digest()`` what a transcript holds of a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+from secagg.config import MAX_COHORT, SiloId, is_name
+from secagg.crypto.aead import TAG_BYTES
+from secagg.crypto.keys import parse_public_key
+from secagg.crypto.labels import BOXES, COMMIT, COMMITMENTS, digest, enc, u32, u64
+from secagg.crypto.secret import Secret
+from secagg.crypto.shamir import SHARE_BYTES
+from secagg.crypto.sign import SIGNATURE_BYTES
+from secagg.errors import MalformedMessage
+
+HASH_BYTES: Final = 32
+SALT_BYTES: Final = 32
+BOX_BYTES: Final = 2 * (SHARE_BYTES + SALT_BYTES) + TAG_BYTES
+
+
+def _check_size(what: str, data: bytes, size: int) -> None:
+    if len(data) != size:
+        raise MalformedMessage("message-size", f"A {what} has {len(data)} bytes, not {size}.")
+
+
+def _check_id(name: str) -> None:
+    if not is_name(name):
+        raise MalformedMessage("message-name", "A message names nobody who could be a member.")
+
+
+def _check_order(what: str, names: Sequence[str]) -> None:
+    if len(names) > MAX_COHORT or list(names) != sorted(set(names)):
+        raise MalformedMessage("message-order", f"A list of {what} is not sorted and distinct.")
+    for name in names:
+        _check_id(name)
+
+
+def _check_number(what: str, value: int, least: int = 1) -> None:
+    if not least <= value < 2**32:
+        raise MalformedMessage("message-number", f"{what} = {value} is out of range.")
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptor:
+    """Phase 0, coordinator to cohort: what this attempt is."""
+
+    session_id: bytes
+    session_hash: bytes
+    manifest_version: int
+    manifest_digest: bytes
+    task: str
+    round: int
+    attempt: int
+    nonce: bytes
+    cohort: tuple[SiloId, ...]
+    threshold: int
+    base: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        for what, value in (
+            ("session id", self.session_id),
+            ("session hash", self.session_hash),
+            ("manifest digest", self.manifest_digest),
+            ("nonce", self.nonce),
+            ("base", self.base),
+        ):
+            _check_size(what, value, HASH_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+        _check_id(self.task)
+        _check_order("cohort members", self.cohort)
+        _check_number("round", self.round)
+        _check_number("attempt", self.attempt)
+        _check_number("threshold", self.threshold)
+        _check_number("manifest version", self.manifest_version)
+
+
+@dataclass(frozen=True, slots=True)
+class AdvertiseKeys:
+    """Phase 1, over τ0: fresh public keys, and a hash that pins the self seed."""
+
+    sender: SiloId
+    channel_key: bytes
+    mask_key: bytes
+    self_seed_hash: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.sender)
+        parse_public_key(self.channel_key)
+        parse_public_key(self.mask_key)
+        _check_size("self seed hash", self.self_seed_hash, HASH_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the signature covers."""
+        return enc(self.sender.encode(), self.channel_key, self.mask_key, self.self_seed_hash)
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """Coordinator to U1: every advert as it was signed."""
+
+    adverts: tuple[AdvertiseKeys, ...]
+
+    def __post_init__(self) -> None:
+        _check_order("adverts", [advert.sender for advert in self.adverts])
+
+
+@dataclass(frozen=True, slots=True)
+class Commitment:
+    """A dealer's commitments to one holder's two shares."""
+
+    holder: SiloId
+    mask_key: bytes
+    self_seed: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.holder)
+        _check_size("share commitment", self.mask_key, HASH_BYTES)
+        _check_size("share commitment", self.self_seed, HASH_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """Shares sealed for one holder."""
+
+    recipient: SiloId
+    sealed: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.recipient)
+        _check_size("box", self.sealed, BOX_BYTES)
+
+
+def commitments_digest(commitments: Sequence[Commitment]) -> bytes:
+    """Digest of a dealer's commitment list."""
+    return digest(
+        COMMITMENTS, *(enc(c.holder.encode(), c.mask_key, c.self_seed) for c in commitments)
+    )
+
+
+def share_keys_body(dealer: SiloId, commitments: bytes, boxes: bytes) -> bytes:
+    """What a dealer's signature covers, from the digests of its lists."""
+    return enc(dealer.encode(), commitments, boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareKeys:
+    """Phase 2, over τ1: sealed shares, and commitments to all, the dealer's own included."""
+
+    sender: SiloId
+    commitments: tuple[Commitment, ...]
+    boxes: tuple[Box, ...]
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.sender)
+        _check_order("commitments", [commitment.holder for commitment in self.commitments])
+        _check_order("boxes", [box.recipient for box in self.boxes])
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def boxes_digest(self) -> bytes:
+        """Digest of all boxes."""
+        return digest(BOXES, *(enc(box.recipient.encode(), box.sealed) for box in self.boxes))
+
+    def body(self) -> bytes:
+        """What the signature covers."""
+        return share_keys_body(
+            self.sender, commitments_digest(self.commitments), self.boxes_digest()
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Dealing:
+    """One dealer's ShareKeys as one holder sees it: its own box, and a digest of all of them."""
+
+    dealer: SiloId
+    commitments: tuple[Commitment, ...]
+    boxes_digest: bytes
+    sealed: bytes | None
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.dealer)
+        _check_order("commitments", [commitment.holder for commitment in self.commitments])
+        _check_size("boxes digest", self.boxes_digest, HASH_BYTES)
+        if self.sealed is not None:
+            _check_size("box", self.sealed, BOX_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the dealer's signature covers."""
+        return share_keys_body(self.dealer, commitments_digest(self.commitments), self.boxes_digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Dealt:
+    """Coordinator to one member of U2: the dealings of all of U2."""
+
+    dealings: tuple[Dealing, ...]
+
+    def __post_init__(self) -> None:
+        _check_order("dealings", [dealing.dealer for dealing in self.dealings])
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedInput:
+    """Phase 3, over τ2: the commit to an uploaded vector, and complaints about dealers."""
+
+    sender: SiloId
+    vector_digest: bytes
+    bad_dealers: tuple[SiloId, ...]
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.sender)
+        _check_size("vector digest", self.vector_digest, HASH_BYTES)
+        _check_order("bad dealers", self.bad_dealers)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the signature covers."""
+        bad = enc(*(name.encode() for name in self.bad_dealers))
+        return enc(self.sender.encode(), self.vector_digest, bad)
+
+    def digest(self) -> bytes:
+        """What τ3 holds of this commit."""
+        return digest(COMMIT, self.body())
+
+
+@dataclass(frozen=True, slots=True)
+class Survivors:
+    """Coordinator to U3: the signed commits that are in the sum."""
+
+    commits: tuple[MaskedInput, ...]
+
+    def __post_init__(self) -> None:
+        _check_order("survivors", [commit.sender for commit in self.commits])
+
+
+@dataclass(frozen=True, slots=True)
+class Consistency:
+    """Phase 4: a signature over τ3 alone."""
+
+    sender: SiloId
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.sender)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the signature covers, beside τ3."""
+        return self.sender.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class Signatures:
+    """Coordinator to U4: the signatures over τ3."""
+
+    signed: tuple[Consistency, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.signed) > MAX_COHORT:
+            raise MalformedMessage("message-order", "A list of signatures is too long.")
+
+
+class ShareKind(StrEnum):
+    """Which secret a share is of. A reveal holds one kind per owner and cannot hold both."""
+
+    SELF_SEED = "self-seed"
+    MASK_KEY = "mask-key"
+
+
+@dataclass(frozen=True, slots=True)
+class RevealedShare:
+    """One share, with the salt that opens its commitment."""
+
+    owner: SiloId
+    kind: ShareKind
+    share: Secret
+    salt: Secret
+
+    def __post_init__(self) -> None:
+        _check_id(self.owner)
+        _check_size("share", self.share.reveal(), SHARE_BYTES)
+        _check_size("salt", self.salt.reveal(), SALT_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Unmasking:
+    """Phase 5, over τ3: per owner a share of its self seed *or* of its mask key.
+
+    Sorted by owner and distinct, so there is no way to write down both shares of one silo.
+    """
+
+    sender: SiloId
+    shares: tuple[RevealedShare, ...]
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.sender)
+        _check_order("revealed shares", [share.owner for share in self.shares])
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the signature covers."""
+        return enc(
+            self.sender.encode(),
+            *(
+                enc(s.owner.encode(), s.kind.encode(), s.share.reveal(), s.salt.reveal())
+                for s in self.shares
+            ),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Phase 6, coordinator to everybody, over τ4: whose sum it is, and its digest."""
+
+    task: str
+    round: int
+    base: bytes
+    cohort: tuple[SiloId, ...]
+    survivors: tuple[SiloId, ...]
+    survivors_transcript: bytes
+    vector_digest: bytes
+    signature: bytes
+
+    def __post_init__(self) -> None:
+        _check_id(self.task)
+        _check_number("round", self.round)
+        _check_size("base", self.base, HASH_BYTES)
+        _check_order("cohort members", self.cohort)
+        _check_order("survivors", self.survivors)
+        _check_size("transcript", self.survivors_transcript, HASH_BYTES)
+        _check_size("vector digest", self.vector_digest, HASH_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)
+
+    def body(self) -> bytes:
+        """What the signature covers, beside τ4."""
+        return enc(
+            self.task.encode(),
+            u64(self.round),
+            self.base,
+            enc(*(name.encode() for name in self.cohort)),
+            enc(*(name.encode() for name in self.survivors)),
+        )
+
+
+def descriptor_items(descriptor: Descriptor) -> tuple[bytes, ...]:
+    """What τ0 holds, in order."""
+    return (
+        descriptor.session_id,
+        descriptor.session_hash,
+        u64(descriptor.manifest_version),
+        descriptor.manifest_digest,
+        descriptor.task.encode(),
+        u64(descriptor.round),
+        u64(descriptor.attempt),
+        descriptor.nonce,
+        enc(*(name.encode() for name in descriptor.cohort)),
+        u32(descriptor.threshold),
+        descriptor.base,
+    )
