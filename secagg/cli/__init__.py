@@ -1,0 +1,39 @@
+"""The command line: thin commands over the packages.
+
+Exit status 0 when done, 1 with ``[code] what was observed. what to do`` on standard error when not,
+2 for a wrong call.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from secagg import __version__
+from secagg.cli.demo import demo
+from secagg.cli.doctor import doctor
+from secagg.cli.pki import pki
+from secagg.cli.serve import serve
+from secagg.cli.session import session
+from secagg.cli.silo import silo
+from secagg.errors import SecaggError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="secagg")
+def commands() -> None:
+    """Secure aggregation for federated learning: a coordinator sums what it cannot read."""
+
+
+for _command in (demo, doctor, pki, serve, session, silo):
+    commands.add_command(_command)
+
+
+def main() -> None:
+    """Run a command; turn a refusal into its message."""
+    try:
+        commands()
+    except SecaggError as error:
+        click.echo(str(error), err=True)
+        sys.exit(1)

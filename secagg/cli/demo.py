@@ -1,0 +1,6 @@
+"""``secagg demo``."""
+import click
+
+
+@click.command()
+def demo() -> None: pass

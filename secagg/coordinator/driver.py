@@ -1,0 +1,108 @@
+"""Runs sessions by the monotonic clock and wakes those who wait.
+
+One lock a session: the state machine is only entered by one call at a time, in a worker thread, so
+that hashing and adding vectors does not hold up other calls. Waiting calls sleep on the session's
+condition and look again when anything has changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from typing import Final, ParamSpec, TypeVar
+
+import structlog
+
+from secagg.coordinator.session import Session, State
+
+P = ParamSpec("P")
+T = TypeVar("T")
+LONG_POLL_SECONDS: Final = 25.0
+
+
+class Driver:
+    """Drives one session until it ends or the server stops."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._changed = asyncio.Condition()
+        self._wake = asyncio.Event()
+        self._log = structlog.get_logger().bind(session=session.config.name)
+        self._seen: tuple[object, ...] = ()
+        self._task = asyncio.create_task(self._run())
+
+    async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Enter the session: run ``work`` alone, then let everybody look again."""
+        async with self._changed:
+            try:
+                return await asyncio.to_thread(work, *args, **kwargs)
+            finally:
+                self._changed.notify_all()
+                self._wake.set()
+
+    async def wait(self, look: Callable[[], T | None]) -> T | None:
+        """Return what ``look`` finds, at once or when something changes; None after 25 s."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LONG_POLL_SECONDS), self._changed:
+                while (found := look()) is None:
+                    await self._changed.wait()
+                return found
+        return None
+
+    async def stop(self) -> None:
+        """Stop driving."""
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        while self.session.state is State.ACTIVE:
+            self._wake.clear()
+            async with self._changed:
+                while await asyncio.to_thread(self.session.tick, time.monotonic()):
+                    self._changed.notify_all()
+                    self._report()
+            due = self.session.due() - time.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(
+                    self._wake.wait(), None if math.isinf(due) else max(due, 0.0)
+                )
+        async with self._changed:
+            self._changed.notify_all()
+        self._report()
+
+    def _report(self) -> None:
+        """Log where the session stands: names, phases and counts, never a protocol value."""
+        session, live = self.session, self.session.attempt
+        if live is not None:
+            self._log.info(
+                "phase",
+                round=session.round,
+                attempt=live.number,
+                phase=str(live.server.phase),
+                expected=len(live.server.expected),
+                cohort=len(live.descriptor.cohort),
+            )
+        elif session.last_abort is not None and session.last_abort[2] not in self._seen:
+            round_number, attempt, error = session.last_abort
+            self._seen = (error,)
+            self._log.warning(
+                "attempt-aborted",
+                round=round_number,
+                attempt=attempt,
+                phase=str(error.phase),
+                have=error.have,
+                need=error.need,
+                blamed=list(error.blamed),
+            )
+        elif session.results:
+            self._log.info(
+                "round-released",
+                round=len(session.results),
+                task=session.results[-1].task,
+                survivors=len(session.results[-1].survivors),
+                state=str(session.state),
+            )

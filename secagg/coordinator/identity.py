@@ -1,0 +1,49 @@
+"""Who is calling: from the peer certificate alone, on every call.
+
+TLS has checked the chain and that the peer holds the key; here the certificate's one URI is read,
+strictly, and held against the role that the service is for and against the newest manifest. So a
+revocation takes effect on the next call over an open connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+
+from secagg.errors import CredentialError, IdentityRefused, RoleRefused
+from secagg.masking.manifest import Manifest
+from secagg.pki.names import Identity, Role, peer_identity
+
+
+def caller(
+    context: grpc.aio.ServicerContext[Any, Any], manifest: Callable[[], Manifest], role: Role
+) -> Identity:
+    """Return the caller's identity.
+
+    Raises:
+        IdentityRefused: no certificate, or none of the one accepted form.
+        RoleRefused: revoked, of another consortium, or of another role than the service is for.
+    """
+    pems = tuple(context.auth_context().get("x509_pem_cert", ()))
+    if len(pems) != 1:
+        raise IdentityRefused("identity-no-certificate", "The call came without a certificate.")
+    current = manifest()
+    try:
+        identity = peer_identity(
+            pems[0],
+            consortium=current.consortium,
+            revoked=current.revoked,
+            now=datetime.now(UTC),
+        )
+    except CredentialError as error:
+        kind = RoleRefused if error.code in _KNOWN_BUT_REFUSED else IdentityRefused
+        raise kind(error.code, error.observed, error.remedy) from None
+    if identity.role is not role:
+        raise RoleRefused("identity-role", f"This service is for certificates of role {role}.")
+    return identity
+
+
+_KNOWN_BUT_REFUSED = frozenset({"identity-revoked", "identity-consortium"})

@@ -1,0 +1,185 @@
+"""What a session is, to and from protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from secagg.config import SessionConfig, parse_table
+from secagg.crypto.labels import SIGN_TASK, enc, u64
+from secagg.crypto.sign import SIGNATURE_BYTES, IdentityKey, verify
+from secagg.encoding.schema import Schema, TensorSpec
+from secagg.errors import ConfigError, MalformedMessage, RoundAborted
+from secagg.masking.transcript import NO_WEIGHTS, TaskOpening
+from secagg.wire._pb import service_pb2 as api
+
+
+def config_to_wire(config: SessionConfig) -> api.SessionConfig:
+    """A session's configuration."""
+    return api.SessionConfig(
+        name=config.name,
+        consortium=config.consortium,
+        silos=config.silos,
+        protection=config.protection,
+        colluders=config.colluders,
+        threshold=str(config.threshold),
+        min_cohort=config.min_cohort,
+        mask_prg=config.mask_prg,
+        tasks=[
+            api.TaskConfig(
+                name=task.name,
+                weighting=task.weighting,
+                rounds=task.rounds,
+                ring_bits=task.ring_bits,
+                bound=task.bound,
+                clip=task.clip,
+                weight_cap=task.weight_cap,
+                metrics=[api.Metric(name=m.name, bound=m.bound) for m in task.metrics],
+            )
+            for task in config.tasks
+        ],
+        chunk_bytes=config.chunk_bytes,
+        train_deadline=config.train_deadline,
+        phase_deadline=config.phase_deadline,
+        max_attempts=config.max_attempts,
+    )
+
+
+def _table(message: Any, fields: tuple[str, ...]) -> dict[str, Any]:
+    return {field: getattr(message, field) for field in fields}
+
+
+def config_from_wire(message: api.SessionConfig) -> SessionConfig:
+    """A session's configuration, parsed as strictly as from a file.
+
+    Raises:
+        MalformedMessage: it cannot be a session.
+    """
+    task_fields = ("name", "weighting", "rounds", "ring_bits", "bound", "clip", "weight_cap")
+    table = _table(
+        message,
+        (
+            *("name", "consortium", "protection", "colluders", "threshold", "min_cohort"),
+            *("mask_prg", "chunk_bytes", "train_deadline", "phase_deadline", "max_attempts"),
+        ),
+    )
+    table["silos"] = list(message.silos)
+    table["tasks"] = [
+        {
+            **_table(task, task_fields),
+            "metrics": [{"name": m.name, "bound": m.bound} for m in task.metrics],
+        }
+        for task in message.tasks
+    ]
+    try:
+        return parse_table(SessionConfig, table, "session")
+    except ConfigError as error:
+        raise MalformedMessage(error.code, error.observed, error.remedy) from None
+
+
+@dataclass(frozen=True, slots=True)
+class SignedOpening:
+    """A task's opening with its proposer's signature.
+
+    Args:
+        opening: schema, step and digest of the initial weights.
+        weights_bytes: size of the initial weights' file; 0 where there are none.
+        proposer: the silo that proposed it.
+        signature: over (session hash, opening, size).
+    """
+
+    opening: TaskOpening
+    weights_bytes: int
+    proposer: str
+    signature: bytes
+
+    @staticmethod
+    def body(opening: TaskOpening, weights_bytes: int, proposer: str) -> bytes:
+        """What the signature covers, beside the session hash."""
+        return enc(
+            opening.task.encode(),
+            opening.schema.encode(),
+            opening.step.encode(),
+            opening.weights_digest,
+            u64(weights_bytes),
+            proposer.encode(),
+        )
+
+    @classmethod
+    def sign(
+        cls,
+        opening: TaskOpening,
+        weights_bytes: int,
+        proposer: str,
+        identity: IdentityKey,
+        session_hash: bytes,
+    ) -> SignedOpening:
+        """Propose an opening."""
+        body = cls.body(opening, weights_bytes, proposer)
+        signature = identity.sign(SIGN_TASK, session_hash, body)
+        return cls(opening, weights_bytes, proposer, signature)
+
+    def verify(self, key: bytes, session_hash: bytes) -> None:
+        """Return if the proposer signed this.
+
+        Raises:
+            MalformedMessage: it did not.
+        """
+        body = self.body(self.opening, self.weights_bytes, self.proposer)
+        verify(key, SIGN_TASK, session_hash, body, self.signature)
+
+
+def opening_to_wire(value: SignedOpening) -> api.TaskOpening:
+    """A task's opening."""
+    opening = value.opening
+    return api.TaskOpening(
+        task=opening.task,
+        tensors=[api.Tensor(name=t.name, shape=t.shape) for t in opening.schema.tensors],
+        step=opening.step,
+        weights_digest=opening.weights_digest,
+        weights_bytes=value.weights_bytes,
+        proposer=value.proposer,
+        signature=value.signature,
+    )
+
+
+def opening_from_wire(message: api.TaskOpening) -> SignedOpening:
+    """A task's opening.
+
+    Raises:
+        MalformedMessage: sizes, names or order are not right.
+    """
+    if (
+        len(message.weights_digest) != len(NO_WEIGHTS)
+        or len(message.signature) != SIGNATURE_BYTES
+        or (message.weights_bytes == 0) != (message.weights_digest == NO_WEIGHTS)
+        or len(message.step) > 4096
+    ):
+        raise MalformedMessage("opening-size", "A task's opening has fields of the wrong size.")
+    schema = Schema(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))
+    opening = TaskOpening(message.task, schema, message.step, message.weights_digest)
+    return SignedOpening(opening, message.weights_bytes, message.proposer, message.signature)
+
+
+def aborted_to_wire(error: RoundAborted, round_number: int, attempt: int) -> api.Aborted:
+    """Why an attempt ended."""
+    return api.Aborted(
+        round=round_number,
+        attempt=attempt,
+        phase=error.phase,
+        have=error.have,
+        need=error.need,
+        blamed=error.blamed,
+        because=error.because,
+    )
+
+
+def aborted_from_wire(message: api.Aborted) -> RoundAborted:
+    """Why an attempt ended."""
+    return RoundAborted(
+        message.phase,
+        message.have,
+        message.need,
+        blamed=tuple(message.blamed),
+        because=message.because,
+    )
