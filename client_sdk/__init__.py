@@ -1,0 +1,20 @@
+"""secagg's client SDK: a secure all-reduce for silos, and five lines around a trainer.
+
+    import client_sdk
+
+    with client_sdk.join("heart-disease") as session:
+        for round in session.rounds(model):
+            metrics = train(model, loader)
+            round.submit(model, weight=len(loader.dataset), metrics=metrics)
+
+Under it are ``session.mean(tensors, weight)`` and ``session.sum(tensors)``, which take NumPy arrays
+and need no torch. Nothing that leaves this process can be read by anybody but as part of a sum over
+at least t silos; what the coordinator says about itself, the cohort or the parameters is checked
+against the silo's own certificate, manifest, policy file and ledger before a key is sent.
+"""
+
+from client_sdk.profile import Profile, load_profile
+from client_sdk.session import Outcome, Session, join
+from client_sdk.trainer import Round
+
+__all__ = ["Outcome", "Profile", "Round", "Session", "join", "load_profile"]

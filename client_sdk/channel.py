@@ -1,0 +1,215 @@
+"""Calls to the coordinator: mutual TLS, transient faults retried, refusals turned into our errors.
+
+The only file of the SDK that knows gRPC. The coordinator's certificate must carry the DNS name that
+the authority gives to coordinators alone, so another member cannot pose as one. A refusal in the
+TLS handshake reaches gRPC as a bare UNAVAILABLE: hence our own certificate is checked before
+dialling, a server certificate that does not verify is reported at once, and a coordinator that was
+never reached is given up after ``CONNECT_SECONDS``.
+
+The channel is blocking on purpose: so is a trainer, and an event loop in its process would buy
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+import grpc
+import tenacity
+from google.protobuf.message import Message
+
+from client_sdk.profile import Profile
+from secagg.errors import (
+    CredentialError,
+    FaultyServer,
+    NotFound,
+    SecaggError,
+    SessionEnded,
+    StaleModel,
+    TooLate,
+)
+from secagg.pki.names import server_dns_name
+from secagg.wire._pb import service_pb2 as api
+
+R = TypeVar("R", bound=Message)
+CALL_SECONDS: Final = 60.0
+POLL_SECONDS: Final = 40.0
+CONNECT_SECONDS: Final = 30.0
+RETRY_SECONDS: Final = 300.0
+UPLOADS_IN_FLIGHT: Final = 2
+_MAX_REPLY_BYTES: Final = 64 * 2**20
+_CODE_KEY: Final = "secagg-code"
+_TRANSIENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_BY_CODE: Final[dict[str, type[SecaggError]]] = {
+    "base-stale": StaleModel,
+    "phase-closed": TooLate,
+    "round-over": TooLate,
+    "vector-committed": TooLate,
+    "round-aborted": TooLate,
+    "session-over": SessionEnded,
+    "task-done": SessionEnded,
+}
+_BY_STATUS: Final[dict[grpc.StatusCode, type[SecaggError]]] = {
+    grpc.StatusCode.NOT_FOUND: NotFound,
+    grpc.StatusCode.UNAUTHENTICATED: CredentialError,
+    grpc.StatusCode.PERMISSION_DENIED: CredentialError,
+}
+
+
+class CoordinatorUnreachable(SecaggError):
+    """The coordinator could not be reached for long enough to give up."""
+
+
+class CoordinatorRefused(SecaggError):
+    """The coordinator refused a call for a reason that has no class of its own here."""
+
+
+class Channel:
+    """A connection to the coordinator of a profile.
+
+    Args:
+        profile: checked credentials and address.
+        service: "Aggregation" or "Admin".
+
+    Raises:
+        CredentialError: our own certificate has expired or is not valid yet.
+    """
+
+    def __init__(self, profile: Profile, service: str = "Aggregation") -> None:
+        credentials = profile.credentials
+        credentials.check_validity(datetime.now(UTC))
+        self._address = profile.coordinator
+        self._service = api.DESCRIPTOR.services_by_name[service]
+        self._reached = False
+        self._channel = grpc.secure_channel(
+            profile.coordinator,
+            grpc.ssl_channel_credentials(
+                credentials.authority_pem,
+                credentials.tls_key_pem.reveal(),
+                credentials.certificate_pem,
+            ),
+            options=[
+                (
+                    "grpc.ssl_target_name_override",
+                    server_dns_name(credentials.identity.consortium),
+                ),
+                ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
+                ("grpc.max_reconnect_backoff_ms", 5_000),
+                ("grpc.enable_retries", 0),
+            ],
+        )
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._channel.close()
+
+    def call(
+        self, method: str, request: Message, kind: type[R], *, seconds: float = CALL_SECONDS
+    ) -> R:
+        """Call a method, retrying transient faults with exponential backoff.
+
+        Raises:
+            CoordinatorUnreachable: transient faults went on for too long.
+            CredentialError: a certificate, ours or theirs, was refused.
+            StaleModel, TooLate, SessionEnded, NotFound, CoordinatorRefused: as the coordinator
+                says.
+        """
+        return self._retry(lambda: self._stub(method)(request, timeout=seconds), kind)
+
+    def once(self, method: str, request: Message, *, seconds: float) -> None:
+        """Call a method without retrying and without caring: a courtesy on the way out."""
+        try:
+            self._stub(method)(request, timeout=seconds)
+        except grpc.RpcError:
+            return
+
+    def call_many(self, method: str, requests: Iterable[Message], kind: type[R]) -> None:
+        """Call an idempotent method for each request, two in flight.
+
+        Raises:
+            As ``call``.
+        """
+        stub = self._stub(method)
+        flying: list[tuple[Message, Any]] = []
+        try:
+            for request in requests:
+                flying.append((request, stub.future(request, timeout=CALL_SECONDS)))
+                if len(flying) >= UPLOADS_IN_FLIGHT:
+                    self._land(method, *flying.pop(0), kind)
+            while flying:
+                self._land(method, *flying.pop(0), kind)
+        finally:
+            for _, future in flying:
+                future.cancel()
+
+    def _land(self, method: str, request: Message, future: Any, kind: type[R]) -> None:
+        try:
+            future.result()
+        except grpc.RpcError:
+            self.call(method, request, kind)  # the same chunk again is acknowledged again
+
+    def _stub(self, method: str) -> Any:
+        descriptor = self._service.methods_by_name[method]
+        return self._channel.unary_unary(
+            f"/{self._service.full_name}/{method}",
+            request_serializer=getattr(api, descriptor.input_type.name).SerializeToString,
+            response_deserializer=getattr(api, descriptor.output_type.name).FromString,
+        )
+
+    def _retry(self, attempt: Callable[[], Any], kind: type[R]) -> R:
+        limit = RETRY_SECONDS if self._reached else CONNECT_SECONDS
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception(_is_transient),
+            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
+            stop=tenacity.stop_after_delay(limit),
+            reraise=True,
+        )
+        try:
+            reply = retrying(attempt)
+        except grpc.RpcError as error:
+            raise self._translate(error, limit) from None
+        self._reached = True
+        if not isinstance(reply, kind):
+            raise FaultyServer("reply-type", "The coordinator answered with another message.")
+        return reply
+
+    def _translate(self, error: grpc.RpcError, limit: float) -> SecaggError:
+        status, text = error.code(), error.details() or ""
+        if _names_bad_certificate(text):
+            return CredentialError(
+                "coordinator-certificate",
+                f"The certificate of {self._address} is not the consortium's coordinator's.",
+                "Check the address in profile.toml, and that the authority is the same.",
+            )
+        if status in _TRANSIENT:
+            return CoordinatorUnreachable(
+                "coordinator-unreachable",
+                f"{self._address} did not answer for {limit:.0f} s ({text}).",
+                "Check the address and that it serves. If it does, it refuses this certificate: "
+                "another authority's, revoked, or expired by its clock.",
+            )
+        code = status.name.lower()
+        for entry in error.trailing_metadata() or ():
+            code = str(entry.value) if entry.key == _CODE_KEY else code
+        kind = _BY_CODE.get(code) or _BY_STATUS.get(status, CoordinatorRefused)
+        return kind(code, text)
+
+
+def _is_transient(error: BaseException) -> bool:
+    return (
+        isinstance(error, grpc.RpcError)
+        and error.code() in _TRANSIENT
+        and not _names_bad_certificate(error.details() or "")
+    )
+
+
+def _names_bad_certificate(text: str) -> bool:
+    return "CERTIFICATE_VERIFY_FAILED" in text or "not found in certificate" in text
+
+
+def chunks(data: memoryview, size: int) -> Iterator[tuple[int, bytes]]:
+    """Cut a blob at ``size``: (offset, bytes)."""
+    for offset in range(0, len(data), size):
+        yield offset, bytes(data[offset : offset + size])
