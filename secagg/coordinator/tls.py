@@ -3,8 +3,8 @@
 Mutual TLS: a client certificate of the consortium's authority is demanded in the handshake, so no
 handler runs for anybody else. TLS 1.3 only: grpcio has no switch for the version, but with an ECDSA
 server certificate and only one cipher suite of TLS 1.2 offered that needs an RSA key, no TLS 1.2
-handshake can succeed (``serve`` sets ``CIPHER_SUITES`` before grpc is first imported; a test
-checks by handshake).
+handshake can succeed (``launch`` sets it before grpc is first imported; a test checks by
+handshake).
 
 The fetcher returns None unless the file changed: grpcio segfaults when it is handed new objects on
 every handshake under load (grpc/grpc#36693).

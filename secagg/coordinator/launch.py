@@ -1,0 +1,38 @@
+"""Starting the coordinator's process: the one place that must run before grpc is imported."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+CIPHER_SUITES: Final = "ECDHE-RSA-AES128-GCM-SHA256"
+"""The one suite of TLS 1.2 on offer needs an RSA key, which our certificates never have: what is
+left is TLS 1.3."""
+
+
+def launch(config: Path, port_file: Path | None) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        config: ``coordinator.toml``.
+        port_file: where to write the bound port once calls are served.
+
+    Raises:
+        ConfigError, CredentialError: it cannot start.
+    """
+    os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHER_SUITES  # read when grpc is first imported
+    from secagg.coordinator.server import configure_logging, serve
+    from secagg.coordinator.settings import load_settings
+
+    settings = load_settings(config)
+    configure_logging(settings)
+
+    def announce(port: int) -> None:
+        if port_file is not None:
+            temporary = port_file.with_suffix(".tmp")
+            temporary.write_text(f"{port}\n")
+            temporary.replace(port_file)
+
+    asyncio.run(serve(settings, announce))
