@@ -115,6 +115,8 @@ class Submission:
                 return Concluded(event, None)
             if isinstance(event, Descriptor):
                 return _Attempt(self, member, event).run()
+            if event is not None:
+                raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
 
     def _joined(self, member: client.Member) -> int:
         round_number, attempt = self.ledger.last_attempt(member.session_id)

@@ -198,11 +198,12 @@ class Channel:
 
 
 def _is_transient(error: BaseException) -> bool:
-    return (
-        isinstance(error, grpc.RpcError)
-        and error.code() in _TRANSIENT
-        and not _names_bad_certificate(error.details() or "")
-    )
+    if not isinstance(error, grpc.RpcError):
+        return False
+    text = error.details() or ""
+    if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return "Concurrent RPC limit" in text  # a busy coordinator; quotas are for good
+    return error.code() in _TRANSIENT and not _names_bad_certificate(text)
 
 
 def _names_bad_certificate(text: str) -> bool:

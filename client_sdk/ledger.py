@@ -50,9 +50,19 @@ class FileLedger:
         """Check an entry, store it durably, return the evidence (see ``Ledger.record``)."""
         self._memory.check(entry)
         line = json.dumps({"kind": _name(entry), **asdict(entry)}, default=bytes.hex)
-        os.write(self._file, line.encode() + b"\n")
-        os.fsync(self._file)
+        self._append(line.encode() + b"\n")
         return self._memory.record(entry)
+
+    def _append(self, line: bytes) -> None:
+        """Write and sync a whole line, or leave the file as it was."""
+        size = os.fstat(self._file).st_size
+        try:
+            while line:
+                line = line[os.write(self._file, line) :]
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, size)
+            raise
 
     def last_attempt(self, session_id: bytes) -> tuple[int, int]:
         """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
@@ -86,7 +96,7 @@ class FileLedger:
         for number, line in enumerate(data[:whole].splitlines(), start=1):
             try:
                 self._memory.record(_entry(json.loads(line)))
-            except (ValueError, KeyError, TypeError, SecaggError):
+            except (ValueError, KeyError, TypeError, AttributeError, SecaggError):
                 raise ConfigError(
                     "ledger-damaged",
                     f"{self._path}, line {number} is no ledger entry.",

@@ -127,8 +127,9 @@ class Session:
         self._signed: dict[str, wire_session.SignedOpening] = {}
         self._results: list[Result] = []
         self._export: Callable[[Path], None] | None = None
+        self._open = True
+        self._channel = Channel(profile)  # dials nobody yet; refused here, no ledger stays locked
         self._ledger = FileLedger(profile.state / "ledger.jsonl")
-        self._channel = Channel(profile)
         try:
             self._member = self._join()
         except BaseException:
@@ -148,10 +149,15 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Leave the session: no attempt waits for this silo any more."""
+        """Leave the session: no attempt waits for this silo any more. Twice is once."""
+        if self._open:
+            self._open = False
+            self._leave()
+            self._release()
+
+    def _leave(self) -> None:
         leave = api.LeaveRequest(session_id=self._member.session_id)
         self._channel.once("Leave", leave, seconds=2.0)
-        self._release()
 
     def _release(self) -> None:
         self._channel.close()
@@ -166,6 +172,10 @@ class Session:
     def session_hash(self) -> bytes:
         """Hash of the session's parameters."""
         return transcript.session_hash(self._member.session)
+
+    @property
+    def _opening_transcript(self) -> bytes:
+        return transcript.opening_transcript(self.session_hash, self._member.session_id)
 
     @property
     def rounds_done(self) -> int:
@@ -194,7 +204,7 @@ class Session:
             PolicyRefused, FaultyServer: this silo refused; nothing was revealed.
             SessionEnded: the session is over, or has released all rounds of the task.
         """
-        name = task or self.only_task(Weighting.MEAN)
+        name = self.only_task(Weighting.MEAN, task)
         return self.aggregate(name, tensors, weight=weight, metrics=metrics or {}).tensors
 
     def sum(
@@ -209,7 +219,7 @@ class Session:
         Raises:
             As ``mean``.
         """
-        name = task or self.only_task(Weighting.SUM)
+        name = self.only_task(Weighting.SUM, task)
         return self.aggregate(name, tensors, weight=1.0, metrics={}).tensors
 
     def rounds(
@@ -237,7 +247,7 @@ class Session:
         """
         from client_sdk.trainer import rounds  # torch is needed from here on
 
-        return rounds(self, model, task or self.only_task(Weighting.MEAN), optimizer, shared)
+        return rounds(self, model, self.only_task(Weighting.MEAN, task), optimizer, shared)
 
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the model with the newest global weights as safetensors.
@@ -257,14 +267,18 @@ class Session:
         """Say how ``export`` writes the model."""
         self._export = write
 
-    def only_task(self, weighting: Weighting) -> str:
-        """Return the session's one task of a weighting.
+    def only_task(self, weighting: Weighting, chosen: str | None = None) -> str:
+        """Return the task that was chosen, or the session's one task of a weighting.
 
         Raises:
-            ConfigError: it has none, or several.
+            ConfigError: the chosen one is of the other weighting; there is none, or several.
         """
         names = [t.name for t in self._member.session.tasks if t.weighting is weighting]
-        if len(names) != 1:
+        if chosen in names:
+            return chosen
+        if chosen is not None:
+            self._member.session.task(chosen)
+        if chosen is not None or len(names) != 1:
             raise ConfigError(
                 "task-choice",
                 f"Session {self.name} has {len(names)} tasks of kind {weighting}: {names}.",
@@ -282,7 +296,7 @@ class Session:
         Raises:
             As ``mean``.
         """
-        state = self.open_task(task, Schema.of(tensors))
+        state = self.open_task(task, _schema_of(tensors))
         vector = state.codec.encode(tensors, weight=weight, metrics=metrics, entropy=os.urandom)
         missed = self.replay(task)
         if missed is not None:
@@ -300,6 +314,9 @@ class Session:
     def replay(self, task: str) -> Outcome | None:
         """Return the task's next result if the session has released it already."""
         self._sync()
+        return self._next_outcome(task)
+
+    def _next_outcome(self, task: str) -> Outcome | None:
         state = self._tasks[task]
         known = [result for result in self._results if result.task == task]
         if state.calls >= len(known):
@@ -331,36 +348,48 @@ class Session:
         state = self._tasks[task]
         if state.calls >= self.task_rounds(task):
             raise SessionEnded("task-done", f"Task {task} has released all its results.")
-        expected = client.Expected(task, len(self._results) + 1, self._base(state))
         with Progress(f"{self.name} {task} {state.calls + 1}") as progress:
-            submission = Submission(
-                self._channel,
-                self._refresh,
-                expected,
-                self._ledger,
-                encode,
-                os.urandom,
-                progress,
-            )
-            try:
-                concluded = submission.run(self._member.session.max_attempts)
-            except StaleModel:  # a round was released meanwhile: its result is ours, too
-                missed = self.replay(task)
-                if missed is None:
-                    return self._submit(task, encode)
-                return missed
-            self._accept(concluded.result, concluded.state)
-            outcome = self._outcome(state.codec, concluded.result)
-        state.calls += 1
+            while (outcome := self._take_part(task, encode, progress)) is None:
+                progress.say("another task's round came first")
         return outcome
+
+    def _take_part(
+        self, task: str, encode: Callable[[], Vector], progress: Progress
+    ) -> Outcome | None:
+        """Take part in the session's next round; None if its result was another task's."""
+        stood = len(self._results)
+        expected = client.Expected(task, stood + 1, self._base(self._tasks[task]))
+        submission = Submission(
+            self._channel,
+            self._refresh,
+            expected,
+            self._ledger,
+            encode,
+            os.urandom,
+            progress,
+        )
+        try:
+            concluded = submission.run(self._member.session.max_attempts)
+        except (StaleModel, SessionEnded):  # a round released meanwhile may be ours, too
+            missed = self.replay(task)
+            if missed is None and len(self._results) == stood:
+                raise
+            return missed
+        except BaseException:  # Ctrl-C, too: no attempt is to wait for this silo
+            self._leave()
+            raise
+        self._accept(concluded.result, concluded.state)
+        return self._next_outcome(task)
 
     def _base(self, state: _Task) -> bytes:
         return transcript.base_of(self._history, state.hash)
 
     def _accept(self, result: Result, seen: client.Watched | None = None) -> None:
         """Check a signed result against this silo's history, and move the history on."""
+        if result.task not in {task.name for task in self._member.session.tasks}:
+            raise FaultyServer("result-task", "A result is of no task of the session.")
         if result.task not in self._tasks:
-            self._adopt(self._fetch_opening(result.task))
+            self._adopt(result.task, self._fetch_opening(result.task))
         base = self._base(self._tasks[result.task])
         expected = client.Expected(result.task, len(self._results) + 1, base)
         tau4 = client.check_result(result, self._member, expected, seen)
@@ -481,7 +510,7 @@ class Session:
                 digest = vector_digest(weights, session.chunk_bytes)
             own = transcript.TaskOpening(name, schema, step or "", digest)
             Codec(task, schema, len(session.silos))
-            self._adopt(self._agree(own, weights))
+            self._adopt(name, self._agree(own, weights))
         known = self._tasks[name]
         _compare(known.opening, schema, step)
         return known
@@ -520,7 +549,7 @@ class Session:
         )
         self._channel.call_many("PutChunk", requests, api.Ack)
         signed = wire_session.SignedOpening.sign(
-            own, len(data), self.silo, self._identity, self.session_hash
+            own, len(data), self.silo, self._identity, self._opening_transcript
         )
         log.info("proposing task %s", own.task)
         proposal = api.ProposeTaskRequest(
@@ -535,14 +564,16 @@ class Session:
             raise FaultyServer("task-opening", "A task with results has no opening.")
         return _opening(reply)
 
-    def _adopt(self, signed: wire_session.SignedOpening) -> None:
+    def _adopt(self, name: str, signed: wire_session.SignedOpening) -> None:
         """Check a proposer's signature under the manifest, and take the opening as the task's."""
         member, opening = self._member, signed.opening
+        if opening.task != name:
+            raise FaultyServer("task-opening", "The coordinator answered with another task.")
         key = next((k for n, k in member.manifest.silos.items() if n == signed.proposer), None)
         if key is None or signed.proposer not in member.session.silos:
             raise FaultyServer("task-proposer", "A task was opened by nobody of the session.")
         try:
-            signed.verify(key, self.session_hash)
+            signed.verify(key, self._opening_transcript)
         except MalformedMessage:
             raise FaultyServer(
                 "task-signature", f"The opening of task {opening.task} is not its proposer's."
@@ -572,6 +603,19 @@ def _compare(agreed: transcript.TaskOpening, schema: Schema, step: str | None) -
             f"{agreed.step!r}.",
             "Give all silos the same optimiser.",
         )
+
+
+def _schema_of(tensors: Tensors) -> Schema:
+    for name, array in tensors.items():
+        if not isinstance(array, np.ndarray):
+            raise InputError(
+                "tensor-dtype",
+                f"Tensor {name!r} is {type(array).__name__}; a NumPy array is needed.",
+            )
+    try:
+        return Schema.of(tensors)
+    except MalformedMessage as error:
+        raise InputError(error.code, error.observed) from None
 
 
 def _opening(reply: api.OpenTaskReply) -> wire_session.SignedOpening:

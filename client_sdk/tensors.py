@@ -102,7 +102,7 @@ class GlobalWeights:
         optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None,
     ) -> None:
         self._parameters = {
-            name: torch.nn.Parameter(t.detach().clone().to(_wide(t), copy=True))
+            name: torch.nn.Parameter(t.detach().to("cpu", _wide(t), copy=True))
             for name, t in tensors.items()
         }
         make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
@@ -112,13 +112,20 @@ class GlobalWeights:
     def step_name(self) -> str:
         """The optimiser and its numbers, in words that all silos compare."""
         kind = type(self._optimizer)
-        numbers = sorted(self._optimizer.defaults.items())
-        text = ", ".join(f"{key}={value}" for key, value in numbers)
-        return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}({text})"
+        groups = []
+        for group in self._optimizer.param_groups:
+            numbers = sorted((key, value) for key, value in group.items() if key != "params")
+            groups.append(", ".join(f"{key}={value}" for key, value in numbers))
+        return f"{kind.__module__.split('.')[0]}.{kind.__qualname__}({' | '.join(groups)})"
 
     @torch.no_grad()
     def set(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take over the agreed initial weights."""
+        """Take over the agreed initial weights.
+
+        Raises:
+            InputError: they are not of the names and shapes that were agreed.
+        """
+        self._check(tensors)
         for name, parameter in self._parameters.items():
             parameter.copy_(tensors[name])
 
@@ -133,18 +140,39 @@ class GlobalWeights:
 
     @torch.no_grad()
     def load_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the agreed weights into a model's tensors."""
+        """Copy the agreed weights into a model's tensors.
+
+        Raises:
+            InputError: other tensors are shared than at the start.
+        """
+        self._check(tensors)
         for name, parameter in self._parameters.items():
             tensors[name].copy_(parameter)
 
     @torch.no_grad()
     def delta(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
-        """Local minus global, by name."""
+        """Local minus global, by name.
+
+        Raises:
+            InputError: other tensors are shared than at the start.
+        """
+        self._check(tensors)
         wide = {
             name: tensors[name].to("cpu", parameter.dtype) - parameter
             for name, parameter in self._parameters.items()
         }
         return to_arrays(wide)
+
+    def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        ours = {(name, tuple(p.shape)) for name, p in self._parameters.items()}
+        theirs = {(name, tuple(t.shape)) for name, t in tensors.items()}
+        if ours != theirs:
+            name, shape = min(ours ^ theirs)
+            raise InputError(
+                "tensor-names",
+                f"Tensor {name!r} of shape {shape} is not alike in the model and in the task.",
+                "Share the same tensors in all rounds; shared= says which, whatever is frozen.",
+            )
 
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:

@@ -71,6 +71,7 @@ class Round:
             weight=weight,
             metrics=metrics or {},
         )
+        self._agreed.step(self.outcome.tensors)
         return self.outcome
 
 
@@ -93,7 +94,8 @@ def rounds(
     own = chosen(model)
     agreed = tensors.GlobalWeights(own, optimizer)
     schema = Schema.of(tensors.to_arrays(own))
-    session.open_task(task, schema, step=agreed.step_name, weights=tensors.to_file(own))
+    state = session.open_task(task, schema, step=agreed.step_name, weights=tensors.to_file(own))
+    state.calls = 0  # a second rounds() in one process replays from the top, like a restart
     agreed.set(tensors.from_file(bytes(session.initial_weights(task))))
     agreed.load_into(own)
     session.on_export(lambda path: tensors.export_model(_loaded(model, agreed, chosen), path))
@@ -102,8 +104,10 @@ def rounds(
         if outcome is None:
             current = Round(number, session, task, agreed, chosen)
             yield current
-            outcome = current.outcome or session.await_result(task)
-        agreed.step(outcome.tensors)
+            if current.outcome is None:
+                outcome = session.await_result(task)
+        if outcome is not None:
+            agreed.step(outcome.tensors)
         agreed.load_into(chosen(model))
 
 

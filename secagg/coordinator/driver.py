@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from typing import Final, ParamSpec, TypeVar
 import structlog
 
 from secagg.coordinator.session import Session, State
+from secagg.errors import RoundAborted
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -30,49 +32,71 @@ class Driver:
         self.session = session
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
+        self._stopped = False
         self._log = structlog.get_logger().bind(session=session.config.name)
-        self._seen: tuple[object, ...] = ()
+        self._reported: RoundAborted | None = None
         self._task = asyncio.create_task(self._run())
 
     async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Enter the session: run ``work`` alone, then let everybody look again."""
+        """Enter the session: run ``work`` alone, then let everybody look again.
+
+        A caller that hangs up cannot stop its work's thread, so the work keeps the lock to its end:
+        the same message, sent again meanwhile, must not be folded in beside it.
+        """
+        return await asyncio.shield(self._alone(functools.partial(work, *args, **kwargs)))
+
+    async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Look at the session while nobody else changes it; for what is quick."""
         async with self._changed:
-            try:
-                return await asyncio.to_thread(work, *args, **kwargs)
-            finally:
-                self._changed.notify_all()
-                self._wake.set()
+            return work(*args, **kwargs)
 
     async def wait(self, look: Callable[[], T | None]) -> T | None:
-        """Return what ``look`` finds, at once or when something changes; None after 25 s."""
+        """Return what ``look`` finds, at once or on a change; None after 25 s or when stopping."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_SECONDS), self._changed:
-                while (found := look()) is None:
+                while (found := look()) is None and not self._stopped:
                     await self._changed.wait()
                 return found
         return None
 
     async def stop(self) -> None:
-        """Stop driving."""
+        """Stop driving, and let those who wait go."""
+        self._stopped = True
         self._task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
-
-    async def _run(self) -> None:
-        while self.session.state is State.ACTIVE:
-            self._wake.clear()
-            async with self._changed:
-                while await asyncio.to_thread(self.session.tick, time.monotonic()):
-                    self._changed.notify_all()
-                    self._report()
-            due = self.session.due() - time.monotonic()
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._wake.wait(), None if math.isinf(due) else max(due, 0.0)
-                )
         async with self._changed:
             self._changed.notify_all()
-        self._report()
+
+    async def _alone(self, work: Callable[[], T]) -> T:
+        async with self._changed:
+            try:
+                return await asyncio.to_thread(work)
+            finally:
+                self._changed.notify_all()
+                self._wake.set()
+
+    async def _run(self) -> None:
+        try:
+            while self.session.state is State.ACTIVE:
+                await self._advance()
+        except Exception as error:  # noqa: BLE001 - fail-stop: no sum rather than a wrong one
+            self._log.error("session-failed", kind=type(error).__name__)
+            self.session.abort()
+        async with self._changed:
+            self._changed.notify_all()
+        self._log.info("session-ended", state=str(self.session.state))
+
+    async def _advance(self) -> None:
+        """Do what is due, then sleep until something may be."""
+        self._wake.clear()
+        async with self._changed:
+            while await asyncio.to_thread(self.session.tick, time.monotonic()):
+                self._changed.notify_all()
+                self._report()
+        due = self.session.due() - time.monotonic()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), None if math.isinf(due) else max(due, 0.0))
 
     def _report(self) -> None:
         """Log where the session stands: names, phases and counts, never a protocol value."""
@@ -86,9 +110,9 @@ class Driver:
                 expected=len(live.server.expected),
                 cohort=len(live.descriptor.cohort),
             )
-        elif session.last_abort is not None and session.last_abort[2] not in self._seen:
-            round_number, attempt, error = session.last_abort
-            self._seen = (error,)
+        elif session.last_abort is not None and session.last_abort[2] is not self._reported:
+            round_number, attempt, self._reported = session.last_abort
+            error = self._reported
             self._log.warning(
                 "attempt-aborted",
                 round=round_number,

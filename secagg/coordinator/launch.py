@@ -35,4 +35,6 @@ def launch(config: Path, port_file: Path | None) -> None:
             temporary.write_text(f"{port}\n")
             temporary.replace(port_file)
 
-    asyncio.run(serve(settings, announce))
+    with asyncio.Runner() as runner:
+        if not runner.run(serve(settings, announce)):
+            os._exit(0)  # nothing is left to save; the runner would wait for what hangs

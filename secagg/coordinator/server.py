@@ -25,6 +25,7 @@ from secagg.pki.credentials import load_credentials
 from secagg.pki.names import Role
 
 MAX_REQUEST_BYTES: Final = MAX_CHUNK_BYTES + 64 * 1024
+FORCE_SECONDS: Final = 5.0
 
 
 def configure_logging(settings: Settings) -> None:
@@ -49,12 +50,15 @@ def configure_logging(settings: Settings) -> None:
     )
 
 
-async def serve(settings: Settings, announce: Callable[[int], None]) -> None:
+async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     """Serve until SIGTERM or SIGINT, then let calls in flight end.
 
     Args:
         settings: checked configuration.
         announce: called with the bound port once calls are served.
+
+    Returns:
+        Whether everything ended within the grace; if not, the process has to be left by force.
 
     Raises:
         CredentialError: the coordinator's credentials cannot be used.
@@ -76,9 +80,15 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> None:
     announce(port)
     await _stop_signal()
     structlog.get_logger().info("stopping", grace=settings.grace)
-    await health.enter_graceful_shutdown()
-    await sessions.stop()
-    await server.stop(settings.grace)
+    try:
+        async with asyncio.timeout(settings.grace + FORCE_SECONDS):
+            await health.enter_graceful_shutdown()
+            await sessions.stop()
+            await server.stop(settings.grace)
+    except TimeoutError:  # seen once in many stops: gRPC waits for a connection that is gone
+        structlog.get_logger().warning("stop-forced")
+        return False
+    return True
 
 
 def _server(settings: Settings, sessions: Sessions, health: HealthServicer) -> grpc.aio.Server:

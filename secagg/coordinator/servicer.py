@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import secrets
+import shutil
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from secagg.config import SessionConfig, SiloId
 from secagg.coordinator.driver import Driver
@@ -43,6 +45,8 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 PACKAGE: Final = "secagg.v1"
 RESULTS_A_PAGE: Final = 100
+MAX_DETAILS: Final = 500
+"""Characters of a refusal's text: it may quote the caller, and clients bound what they read."""
 
 
 class Sessions:
@@ -63,7 +67,7 @@ class Sessions:
         Raises:
             MalformedMessage: the configuration cannot be a session.
             Conflict: an active session has that name.
-            QuotaExceeded: there are too many.
+            QuotaExceeded: too many are active.
         """
         if not message.silos:
             message.silos.extend(sorted(self.manifests().silos))
@@ -94,7 +98,16 @@ class Sessions:
             if driver.session.config.name == config.name and driver.session.state is State.ACTIVE:
                 raise Conflict("admin", "session-name", f"Session {config.name} is active.")
         if len(self._drivers) >= self._settings.max_sessions:
-            raise QuotaExceeded("session-count", "This coordinator keeps no more sessions.")
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        """Make room: the oldest session that is over goes, with its sums."""
+        for session_id, driver in self._drivers.items():
+            if driver.session.state is not State.ACTIVE:
+                del self._drivers[session_id]
+                shutil.rmtree(driver.session.directory, ignore_errors=True)
+                return
+        raise QuotaExceeded("session-count", "This coordinator drives no more sessions at once.")
 
     def by_id(self, session_id: bytes) -> Driver:
         """Return a session's driver.
@@ -147,6 +160,8 @@ def _method(
             try:
                 identity = caller(context, self.sessions.manifests, role)
                 name = identity.name
+                if request is None:
+                    raise MalformedMessage("message-encoding", "The bytes are no such request.")
                 return await method(self, request, SiloId(name))
             except SecaggError as error:
                 status = status_of(error)
@@ -159,7 +174,7 @@ def _method(
                 )
                 context.set_trailing_metadata(((CODE_KEY, error.code),))
                 text = " ".join(part for part in (error.observed, error.remedy) if part)
-                await context.abort(status, text)
+                await context.abort(status, text[:MAX_DETAILS])
             except Exception as error:
                 structlog.get_logger().error(
                     "internal", method=method.__name__, peer=name, kind=type(error).__name__
@@ -217,6 +232,7 @@ class Aggregation:
         """A task's opening, from the silo that was asked."""
         driver = self._enter(request.session_id, silo)
         signed = wire_session.opening_from_wire(request.opening)
+        _check_sender(signed.proposer, silo)
         await driver.call(driver.session.propose_task, silo, signed)
         return api.Ack()
 
@@ -252,23 +268,26 @@ class Aggregation:
         """One message of an attempt."""
         driver = self._enter(request.session_id, silo)
         message = wire.client_message_from_wire(request)
-        if message.sender != silo:
-            raise RoleRefused(
-                "sender-identity", "A message names another silo than the certificate does."
-            )
+        _check_sender(message.sender, silo)
         await driver.call(driver.session.send, message, request.round, request.attempt)
         return api.Ack()
 
     @_method(Role.SILO)
     async def PutChunk(self, request: api.PutChunkRequest, silo: SiloId) -> api.Ack:  # noqa: N802
         """One chunk of a vector or of initial weights."""
-        session = self._enter(request.session_id, silo).session
-        match request.blob.WhichOneof("of"):
+        driver = self._enter(request.session_id, silo)
+        blob, total = request.blob, request.total
+        match blob.WhichOneof("of"):
             case "vector":
-                where = request.blob.vector
-                upload = session.vector_upload(silo, where.round, where.attempt, request.total)
+                upload = await driver.look(
+                    driver.session.vector_upload,
+                    silo,
+                    blob.vector.round,
+                    blob.vector.attempt,
+                    total,
+                )
             case "weights":
-                upload = session.weights_upload(silo, request.blob.weights, request.total)
+                upload = await driver.look(driver.session.weights_upload, silo, blob.weights, total)
             case _:
                 raise MalformedMessage("blob-kind", "Only vectors and weights are uploaded.")
         await asyncio.to_thread(upload.put, request.offset, request.data)
@@ -330,22 +349,8 @@ class Admin:
         self, request: api.ShowSessionRequest, admin: SiloId
     ) -> api.ShowSessionReply:
         """One session: its configuration, its silos, its results."""
-        session = self.sessions.by_name(request.name).session
-        live = session.attempt
-        reply = api.ShowSessionReply(
-            summary=_summary(session),
-            config=wire_session.config_to_wire(session.config),
-            session_id=session.session_id,
-            round=session.round,
-            attempt=live.number if live else 0,
-            phase=str(live.server.phase) if live and live.server.phase else "",
-            silos=[_silo_state(session, silo) for silo in session.config.silos],
-            results=[wire.result_to_wire(result) for result in session.results],
-        )
-        if session.last_abort is not None:
-            round_number, attempt, error = session.last_abort
-            reply.last_abort.CopyFrom(wire_session.aborted_to_wire(error, round_number, attempt))
-        return reply
+        driver = self.sessions.by_name(request.name)
+        return await driver.look(_shown, driver.session)
 
     @_method(Role.ADMIN)
     async def AbortSession(  # noqa: N802
@@ -381,6 +386,13 @@ def _reply(  # noqa: PLR0911 - one line an event
             return api.NextReply(ended=event.why)
 
 
+def _check_sender(named: str, silo: SiloId) -> None:
+    if named != silo:
+        raise RoleRefused(
+            "sender-identity", "A message names another silo than the certificate does."
+        )
+
+
 def _summary(session: Session) -> api.SessionSummary:
     return api.SessionSummary(
         name=session.config.name,
@@ -389,6 +401,24 @@ def _summary(session: Session) -> api.SessionSummary:
         silos=len(session.config.silos),
         results=len(session.results),
     )
+
+
+def _shown(session: Session) -> api.ShowSessionReply:
+    live = session.attempt
+    reply = api.ShowSessionReply(
+        summary=_summary(session),
+        config=wire_session.config_to_wire(session.config),
+        session_id=session.session_id,
+        round=session.round,
+        attempt=live.number if live else 0,
+        phase=str(live.server.phase) if live and live.server.phase else "",
+        silos=[_silo_state(session, silo) for silo in session.config.silos],
+        results=[wire.result_to_wire(result) for result in session.results],
+    )
+    if session.last_abort is not None:
+        round_number, attempt, error = session.last_abort
+        reply.last_abort.CopyFrom(wire_session.aborted_to_wire(error, round_number, attempt))
+    return reply
 
 
 def _silo_state(session: Session, silo: SiloId) -> api.SiloState:
@@ -410,12 +440,20 @@ def _handler(service: Any, servicer: object) -> grpc.GenericRpcHandler[Any, Any]
     methods = {
         method.name: grpc.unary_unary_rpc_method_handler(
             getattr(servicer, method.name),
-            request_deserializer=getattr(api, method.input_type.name).FromString,
+            request_deserializer=functools.partial(_parse, getattr(api, method.input_type.name)),
             response_serializer=getattr(api, method.output_type.name).SerializeToString,
         )
         for method in service.methods
     }
     return grpc.method_handlers_generic_handler(service.full_name, methods)
+
+
+def _parse(kind: Any, data: bytes) -> Any:
+    """A request, or None: its sender is told so once it is known who that is."""
+    try:
+        return kind.FromString(data)
+    except DecodeError:
+        return None
 
 
 def fresh(size: int) -> bytes:

@@ -78,6 +78,9 @@ class Step(IntEnum):
     LEFT = 6
 
 
+_STEPS: Final = frozenset(Step)
+
+
 @dataclass(frozen=True, slots=True)
 class Ended:
     """The session is over."""
@@ -114,6 +117,11 @@ class Proposal:
     proposer: SiloId
     deadline: float
     upload: Upload | None = None
+
+    def discard(self) -> None:
+        """Drop what was uploaded."""
+        if self.upload is not None:
+            self.upload.discard()
 
 
 @dataclass
@@ -179,10 +187,11 @@ class Session:
         self.last_call: dict[SiloId, float] = {}
         self._manifest = manifest
         self._identity = identity
-        self._directory = directory
+        self.directory = directory
         self._entropy = entropy
         self._max_weights = max_weights_bytes
         self._history = transcript.first_history(self.session_hash)
+        self._opening_transcript = transcript.opening_transcript(self.session_hash, session_id)
         self._tasks: dict[str, Task] = {}
         self._proposals: dict[str, Proposal] = {}
         self._ready: dict[SiloId, str] = {}
@@ -213,14 +222,16 @@ class Session:
 
         Raises:
             NotFound: the session has no such task.
+            SessionEnded: the task is not open, and the session is over.
         """
         self._check_task(task)
         if task in self._tasks:
             return self._tasks[task].signed
+        self._check_active()
         proposal = self._proposals.get(task)
         if proposal is None or (proposal.proposer != silo and now >= proposal.deadline):
-            if proposal is not None and proposal.upload is not None:
-                proposal.upload.discard()
+            if proposal is not None:
+                proposal.discard()
             self._proposals[task] = proposal = Proposal(silo, now + PROPOSAL_SECONDS)
         return proposal.proposer == silo
 
@@ -231,6 +242,7 @@ class Session:
             FaultyClient: another silo was asked, the signature is wrong, or the weights are not
                 all there or not those of the digest.
             Conflict: another opening stands.
+            SessionEnded: the session is over.
         """
         name = signed.opening.task
         self._check_task(name)
@@ -238,11 +250,12 @@ class Session:
             if self._tasks[name].signed != signed:
                 raise Conflict(silo, "task-open", f"Task {name} is open already.")
             return
+        self._check_active()
         proposal = self._proposals.get(name)
         if proposal is None or proposal.proposer != silo or signed.proposer != silo:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
         try:
-            signed.verify(self._manifest().silos[silo], self.session_hash)
+            signed.verify(self._manifest().silos[silo], self._opening_transcript)
         except MalformedMessage as error:
             raise FaultyClient(silo, "message-signature", error.observed) from None
         codec = Codec(self.config.task(name), signed.opening.schema, len(self.config.silos))
@@ -256,12 +269,17 @@ class Session:
         if signed.opening.weights_digest == transcript.NO_WEIGHTS:
             return None
         upload = proposal.upload
-        if upload is None or upload.total != signed.weights_bytes or upload.missing is not None:
+        if upload is None or upload.total != signed.weights_bytes:
             raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
-        digest = vector_digest(upload.read().data, self.config.chunk_bytes)
-        if digest != signed.opening.weights_digest:
-            raise FaultyClient(silo, "weights-digest", "The initial weights are not those signed.")
-        return upload.keep()
+        with upload.frozen():
+            if upload.missing is not None:
+                raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
+            digest = vector_digest(upload.read().data, self.config.chunk_bytes)
+            if digest != signed.opening.weights_digest:
+                raise FaultyClient(
+                    silo, "weights-digest", "The initial weights are not those signed."
+                )
+            return upload.keep()
 
     def weights_upload(self, silo: SiloId, task: str, total: int) -> Upload:
         """Return where the proposer's weights go.
@@ -269,7 +287,9 @@ class Session:
         Raises:
             FaultyClient: another silo was asked for them.
             QuotaExceeded: they are larger than this coordinator takes.
+            SessionEnded: the session is over.
         """
+        self._check_active()
         self._check_task(task)
         proposal = self._proposals.get(task)
         if proposal is None or proposal.proposer != silo:
@@ -277,9 +297,8 @@ class Session:
         if not 0 < total <= self._max_weights:
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
         if proposal.upload is None or proposal.upload.total != total:
-            if proposal.upload is not None:
-                proposal.upload.discard()
-            path = self._directory / "weights" / f"{task}.safetensors"
+            proposal.discard()
+            path = self.directory / "weights" / f"{task}.safetensors"
             proposal.upload = Upload(path, total, self.config.chunk_bytes)
         return proposal.upload
 
@@ -325,16 +344,16 @@ class Session:
         if not isinstance(message, MaskedInput):
             return live.server.accept(message)
         upload = live.uploads.get(message.sender)
-        vector: Vector | None = None
-        if upload is not None:
+        if upload is None or live.server.phase is not Phase.MASKED_INPUT:
+            return live.server.accept(message)
+        with upload.frozen():  # what is summed is what was hashed
             if upload.missing is not None:
                 raise FaultyClient(
                     message.sender, "chunk-gap", f"The chunk at {upload.missing} is missing."
                 )
             vector = self._ring(live).unpack(upload.read().data, live.server.opening.length)
-        new = live.server.accept(message, vector)
-        if upload is not None:
-            live.uploads.pop(message.sender).discard()
+            new = live.server.accept(message, vector)
+        live.uploads.pop(message.sender).discard()
         return new
 
     def vector_upload(self, silo: SiloId, round_number: int, attempt: int, total: int) -> Upload:
@@ -360,7 +379,7 @@ class Session:
                 silo, "vector-length", f"A vector of {total} bytes is not the task's."
             )
         if silo not in live.uploads:
-            path = self._directory / "spool" / f"{round_number}-{attempt}-{silo}"
+            path = self.directory / "spool" / f"{round_number}-{attempt}-{silo}"
             live.uploads[silo] = Upload(path, total, self.config.chunk_bytes)
         return live.uploads[silo]
 
@@ -369,6 +388,9 @@ class Session:
         if self.state is State.ACTIVE:
             self.state = State.ABORTED
             self._drop_attempt()
+            for proposal in self._proposals.values():
+                proposal.discard()
+            self._proposals.clear()
 
     # What silos ask.
 
@@ -380,12 +402,17 @@ class Session:
             round_number: the round that it stands at.
             attempt: the newest attempt of that round that it joined; 0 for none.
             seen: how many broadcasts of it; ``Step.LEFT`` if it takes no more part in it.
+
+        Raises:
+            MalformedMessage: ``seen`` is no ``Step``.
         """
+        if seen not in _STEPS:
+            raise MalformedMessage("step-unknown", f"There is no step {seen}.")
         if 0 < round_number < self.round:
             return self.results[round_number - 1]
         if self.state is not State.ACTIVE:
             return Ended(f"Session {self.config.name} is {self.state}.")
-        if attempt in self._aborts and seen != Step.LEFT:
+        if round_number == self.round and attempt in self._aborts and seen != Step.LEFT:
             return self._aborts[attempt]
         live = self.attempt
         if live is None or round_number != self.round:
@@ -402,7 +429,7 @@ class Session:
         """
         if not 0 < round_number < self.round:
             raise NotFound("round-unknown", f"Round {round_number} has no result.")
-        return self._directory / "sums" / str(round_number)
+        return self.directory / "sums" / str(round_number)
 
     def weights_path(self, task: str) -> Path:
         """File of a task's initial weights.
@@ -451,22 +478,29 @@ class Session:
             return math.inf
         if self.attempt is not None:
             return self.attempt.deadline
-        floor = len(self._ready) >= self.config.min_cohort
+        floor = len(self._largest_group()[1]) >= self.config.min_cohort
         return self._ready_since + self.config.train_deadline if floor else math.inf
 
     def _open_attempt(self, now: float) -> bool:
-        present = set(self.config.silos) & self._manifest().silos.keys() - self._excluded
-        ready = {silo: task for silo, task in self._ready.items() if silo in present}
-        everybody = bool(ready) and ready.keys() == present
+        present = self._present()
+        everybody = bool(present) and present <= self._ready.keys()
         if not everybody and now < self._ready_since + self.config.train_deadline:
             return False
-        tasks = sorted(set(ready.values()))
-        groups = {task: sorted(s for s in ready if ready[s] == task) for task in tasks}
-        task, cohort = max(groups.items(), key=lambda item: len(item[1]), default=("", []))
+        task, cohort = self._largest_group()
         if len(cohort) < self.config.min_cohort:
             return False
-        self._start(task, tuple(cohort), now)
+        self._start(task, cohort, now)
         return True
+
+    def _present(self) -> set[SiloId]:
+        """Who could be in the next attempt."""
+        return set(self.config.silos) & self._manifest().silos.keys() - self._excluded
+
+    def _largest_group(self) -> tuple[str, tuple[SiloId, ...]]:
+        ready = {silo: self._ready[silo] for silo in self._present() & self._ready.keys()}
+        tasks = sorted(set(ready.values()))
+        groups = {task: tuple(sorted(s for s in ready if ready[s] == task)) for task in tasks}
+        return max(groups.items(), key=lambda item: len(item[1]), default=("", ()))
 
     def _start(self, task: str, cohort: tuple[SiloId, ...], now: float) -> None:
         self._attempts += 1
@@ -492,6 +526,8 @@ class Session:
         try:
             broadcast = live.server.close_phase()
         except RoundAborted as error:
+            # Its frames hold shares and rebuilt secrets, and it outlives the attempt.
+            error.__traceback__ = error.__context__ = None
             self.last_abort = (self.round, live.number, error)
             self._aborts[live.number] = error
             self._exclude(error)
@@ -511,13 +547,12 @@ class Session:
         the floor is near, everybody gets another chance.
         """
         self._excluded |= {SiloId(name) for name in error.blamed}
-        left = set(self.config.silos) & self._manifest().silos.keys() - self._excluded
-        if len(left) < self.config.min_cohort:
+        if len(self._present()) < self.config.min_cohort:
             self._excluded.clear()
 
     def _release(self, live: Attempt, result: Result) -> None:
         total = cast(Vector, live.server.total)
-        path = self._directory / "sums" / str(result.round)
+        path = self.directory / "sums" / str(result.round)
         path.parent.mkdir(parents=True, exist_ok=True)
         total.tofile(path)
         self.results.append(result)
@@ -534,7 +569,7 @@ class Session:
         if self.attempt is not None:
             self.attempt.discard()
         self.attempt = None
-        shutil.rmtree(self._directory / "spool", ignore_errors=True)
+        shutil.rmtree(self.directory / "spool", ignore_errors=True)
 
     def _released(self, task: str) -> int:
         return sum(result.task == task for result in self.results)
@@ -544,7 +579,7 @@ class Session:
         if round_number < self.round:
             raise TooLate("round-over", f"Round {round_number} has its result.")
         if round_number == self.round and attempt in self._aborts:
-            raise self._aborts[attempt]
+            raise _again(self._aborts[attempt])
         live = self.attempt
         if live is None or (round_number, attempt) != (self.round, live.number):
             raise FaultyClient(silo, "attempt-unknown", "There is no such attempt.")
@@ -560,3 +595,10 @@ class Session:
     def _check_active(self) -> None:
         if self.state is not State.ACTIVE:
             raise SessionEnded("session-over", f"Session {self.config.name} is {self.state}.")
+
+
+def _again(error: RoundAborted) -> RoundAborted:
+    """The same to raise once more: a stored exception would gather the frames of all callers."""
+    return RoundAborted(
+        error.phase, error.have, error.need, blamed=error.blamed, because=error.because
+    )

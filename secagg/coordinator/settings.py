@@ -23,7 +23,7 @@ class Settings:
         max_concurrent_calls: calls served at once; more are refused with RESOURCE_EXHAUSTED.
         max_metadata_bytes: request headers larger than this are refused.
         max_weights_bytes: greatest size of a task's initial weights.
-        max_sessions: sessions kept at once.
+        max_sessions: sessions kept at once; the oldest that is over makes room for a new one.
         grace: seconds that calls in flight may take when the server stops.
         log_level: debug, info, warning or error.
         log_format: json or console.

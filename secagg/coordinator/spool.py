@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +32,7 @@ class Upload:
         self.path = path
         self.total = total
         self._chunk_bytes = chunk_bytes
-        self._lock = threading.Lock()  # a chunk must not be written to a descriptor reused since
+        self._lock = threading.RLock()  # a chunk must not be written to a descriptor reused since
         self._open = True
         self._received = bytearray(-(-total // chunk_bytes))
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,6 +75,12 @@ class Upload:
         """Map the whole blob, read-only."""
         return np.memmap(self.path, np.uint8, "r", shape=(self.total,))
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Hold off chunks: nothing changes between a check of the bytes and their use."""
+        with self._lock:
+            yield
+
     def keep(self) -> Path:
         """Stop receiving; the file stays."""
         self._close()
@@ -99,7 +107,8 @@ def read_chunk(path: Path, offset: int, chunk_bytes: int) -> bytes:
     if offset % chunk_bytes:
         raise NotFound("chunk-offset", f"No chunk begins at offset {offset}.")
     with path.open("rb") as file:
-        data = os.pread(file.fileno(), chunk_bytes, offset)
+        size = os.fstat(file.fileno()).st_size  # an offset may be more than pread can take
+        data = os.pread(file.fileno(), chunk_bytes, offset) if offset < size else b""
     if not data:
         raise NotFound("chunk-offset", f"The blob ends before offset {offset}.")
     return data

@@ -117,6 +117,11 @@ class TaskOpening:
         )
 
 
+def opening_transcript(session: bytes, session_id: bytes) -> bytes:
+    """What a proposer signs an opening over: this session, and no other of like parameters."""
+    return digest(SESSION, session, session_id)
+
+
 def first_history(session: bytes) -> bytes:
     """History of a session before its first result."""
     return digest(HISTORY, session)

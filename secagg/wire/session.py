@@ -85,7 +85,7 @@ class SignedOpening:
         opening: schema, step and digest of the initial weights.
         weights_bytes: size of the initial weights' file; 0 where there are none.
         proposer: the silo that proposed it.
-        signature: over (session hash, opening, size).
+        signature: over (session, opening, size).
     """
 
     opening: TaskOpening
@@ -95,7 +95,7 @@ class SignedOpening:
 
     @staticmethod
     def body(opening: TaskOpening, weights_bytes: int, proposer: str) -> bytes:
-        """What the signature covers, beside the session hash."""
+        """What the signature covers, beside the session."""
         return enc(
             opening.task.encode(),
             opening.schema.encode(),
@@ -112,21 +112,21 @@ class SignedOpening:
         weights_bytes: int,
         proposer: str,
         identity: IdentityKey,
-        session_hash: bytes,
+        transcript: bytes,
     ) -> SignedOpening:
-        """Propose an opening."""
+        """Propose an opening, over ``opening_transcript`` of the session."""
         body = cls.body(opening, weights_bytes, proposer)
-        signature = identity.sign(SIGN_TASK, session_hash, body)
+        signature = identity.sign(SIGN_TASK, transcript, body)
         return cls(opening, weights_bytes, proposer, signature)
 
-    def verify(self, key: bytes, session_hash: bytes) -> None:
+    def verify(self, key: bytes, transcript: bytes) -> None:
         """Return if the proposer signed this.
 
         Raises:
             MalformedMessage: it did not.
         """
         body = self.body(self.opening, self.weights_bytes, self.proposer)
-        verify(key, SIGN_TASK, session_hash, body, self.signature)
+        verify(key, SIGN_TASK, transcript, body, self.signature)
 
 
 def opening_to_wire(value: SignedOpening) -> api.TaskOpening:

@@ -1,0 +1,228 @@
+"""Mask expansion against a slow, dumb twin: Python integers over PyCryptodome's keystreams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import get_args
+
+import numpy as np
+import pytest
+from Crypto.Cipher import AES, ChaCha20
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secagg.config import MaskPrg, RingBits
+from secagg.crypto.prg import key_bytes
+from secagg.crypto.secret import Secret
+from secagg.ring import expand
+from secagg.ring.expand import Mask, apply_masks
+from secagg.ring.vectors import Ring, Vector
+
+BITS = get_args(RingBits)
+AES_CTR, CHACHA = MaskPrg.AES_128_CTR, MaskPrg.CHACHA20
+SMALL_TILE = 64
+
+
+def keystream(prg: MaskPrg, key: bytes, size: int) -> bytes:
+    """The first bytes of a stream; the twin never seeks."""
+    if prg is AES_CTR:
+        return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt(bytes(size))
+    return ChaCha20.new(key=key, nonce=bytes(12)).encrypt(bytes(size))
+
+
+def far_keystream(prg: MaskPrg, key: bytes, offset: int, size: int) -> bytes:
+    """Bytes from a block's start far into a stream."""
+    if prg is AES_CTR:
+        cipher = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=offset // 16)
+        return cipher.encrypt(bytes(size))
+    chacha = ChaCha20.new(key=key, nonce=bytes(12))
+    chacha.seek(offset)
+    return chacha.encrypt(bytes(size))
+
+
+def words_of(stream: bytes, bits: int) -> list[int]:
+    size = bits // 8
+    return [int.from_bytes(stream[at : at + size], "little") for at in range(0, len(stream), size)]
+
+
+def twin(bits: int, words: list[int], masks: Sequence[Mask], prg: MaskPrg, start: int) -> list[int]:
+    out = list(words)
+    for mask in masks:
+        stream = keystream(prg, mask.key.reveal(), (start + len(words)) * bits // 8)
+        for index, word in enumerate(words_of(stream, bits)[start:]):
+            out[index] = (out[index] + (word if mask.add else -word)) % 2**bits
+    return out
+
+
+def array(bits: int, words: list[int]) -> Vector:
+    return np.array(words, dtype=f"<u{bits // 8}")
+
+
+@contextmanager
+def tiles_of(size: int) -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(expand, "TILE_BYTES", size)
+        patch.setattr(expand, "_ZEROS", bytes(size))
+        yield patch
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, MaskPrg, list[int], list[Mask], int]:
+    bits, prg = draw(st.sampled_from(BITS)), draw(st.sampled_from(MaskPrg))
+    tile = SMALL_TILE * 8 // bits
+    border = st.builds(lambda k, d: max(0, k * tile + d), st.integers(0, 7), st.integers(-1, 1))
+    length = draw(border | st.integers(0, 8 * tile))
+    words = draw(st.randoms(use_true_random=False))
+    values = [words.choice((0, 1, 2**bits - 1, words.getrandbits(bits))) for _ in range(length)]
+    key = st.binary(min_size=key_bytes(prg), max_size=key_bytes(prg)).map(Secret)
+    masks = draw(st.lists(st.builds(Mask, key, st.booleans()), max_size=4))
+    return bits, prg, values, masks, draw(border | st.integers(0, 600))
+
+
+@settings(deadline=None, max_examples=150)
+@given(case=cases(), threads=st.sampled_from((1, 2, 3, 50)))
+def test_equals_the_twin(
+    case: tuple[int, MaskPrg, list[int], list[Mask], int], threads: int
+) -> None:
+    bits, prg, words, masks, start = case
+    vector = array(bits, words)
+    with tiles_of(SMALL_TILE):
+        apply_masks(Ring(bits), vector, masks, prg, start=start, threads=threads)
+    assert vector.tolist() == twin(bits, words, masks, prg, start)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases(), data=st.data())
+def test_range_by_range_equals_the_whole(
+    case: tuple[int, MaskPrg, list[int], list[Mask], int], data: st.DataObject
+) -> None:
+    bits, prg, words, masks, start = case
+    whole, parts = array(bits, words), array(bits, words)
+    cuts = data.draw(st.lists(st.integers(0, len(words)), max_size=4).map(sorted))
+    with tiles_of(SMALL_TILE):
+        apply_masks(Ring(bits), whole, masks, prg, start=start, threads=1)
+        for low, high in zip([0, *cuts], [*cuts, len(words)], strict=True):
+            apply_masks(Ring(bits), parts[low:high], masks, prg, start=start + low, threads=2)
+    assert parts.tolist() == whole.tolist()
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases())
+def test_the_inverse_takes_a_mask_off(
+    case: tuple[int, MaskPrg, list[int], list[Mask], int],
+) -> None:
+    bits, prg, words, masks, start = case
+    vector = array(bits, words)
+    with tiles_of(SMALL_TILE):
+        for mask in masks:
+            apply_masks(Ring(bits), vector, [mask], prg, start=start, threads=1)
+        apply_masks(Ring(bits), vector, [m.inverse() for m in masks], prg, start=start, threads=3)
+    assert vector.tolist() == words
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("prg", MaskPrg)
+@pytest.mark.parametrize("threads", [1, 2, 3, None])
+def test_real_tiles(bits: RingBits, prg: MaskPrg, threads: int | None) -> None:
+    """Three tiles and a word of the size that ships, against NumPy over PyCryptodome's stream."""
+    ring = Ring(bits)
+    length = 3 * expand.TILE_BYTES // ring.word_bytes + 1
+    masks = [Mask(Secret(bytes([i]) * key_bytes(prg)), add=i != 1) for i in range(3)]
+    start = 5
+    expected = ring.zeros(length)
+    for mask in masks:
+        stream = keystream(prg, mask.key.reveal(), (start + length) * ring.word_bytes)
+        words = np.frombuffer(stream, ring.dtype)[start:]
+        expected = expected + words if mask.add else expected - words
+    vector = ring.zeros(length)
+    apply_masks(ring, vector, masks, prg, start=start, threads=threads)
+    np.testing.assert_array_equal(vector, expected)
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize(
+    ("prg", "offset"),
+    [(AES_CTR, 2**36), (AES_CTR, 16 * (2**32 - 1)), (CHACHA, 64 * (2**32 - 3))],
+)
+def test_far_ranges(bits: RingBits, prg: MaskPrg, offset: int) -> None:
+    """A range of a vector that nobody could hold whole; AES's counter carries past 32 bits."""
+    ring, key = Ring(bits), bytes(range(key_bytes(prg)))
+    skip, length = 3, 60 // ring.word_bytes
+    stream = far_keystream(prg, key, offset, (skip + length) * ring.word_bytes)
+    vector = ring.zeros(length)
+    start = offset // ring.word_bytes + skip
+    apply_masks(ring, vector, [Mask(Secret(key), add=True)], prg, start=start)
+    assert vector.tolist() == words_of(stream, bits)[skip:]
+
+
+def test_chacha_ends_where_its_counter_does() -> None:
+    vector = Ring(32).zeros(4)
+    with pytest.raises(OverflowError):
+        apply_masks(Ring(32), vector, [Mask(Secret(bytes(32)), True)], CHACHA, start=2**36)
+    assert not vector.any()
+
+
+def test_nothing_to_mask() -> None:
+    vector = array(32, [7, 8])
+    apply_masks(Ring(32), vector, [], AES_CTR)
+    apply_masks(Ring(32), vector[:0], [Mask(Secret(bytes(16)), True)], AES_CTR)
+    assert vector.tolist() == [7, 8]
+
+
+@pytest.mark.parametrize(
+    ("threads", "processors", "tiles", "workers"),
+    [(None, 3, 9, 3), (None, 1, 9, None), (2, 3, 9, 2), (8, 1, 3, 3), (4, 4, 1, None)],
+)
+def test_workers(threads: int | None, processors: int, tiles: int, workers: int | None) -> None:
+    """As many threads as asked for or as there are processors, never more than tiles."""
+    asked: list[int] = []
+
+    def pool(size: int) -> ThreadPoolExecutor:
+        asked.append(size)
+        return ThreadPoolExecutor(size)
+
+    with tiles_of(SMALL_TILE) as patch:
+        patch.setattr(expand, "ThreadPoolExecutor", pool)
+        patch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
+        apply_masks(Ring(64), Ring(64).zeros(tiles * 8), [], AES_CTR, threads=threads)
+    assert asked == ([] if workers is None else [workers])
+
+
+def test_a_worker_s_failure_is_raised() -> None:
+    bad = [Mask(Secret(bytes(5)), True)]
+    with tiles_of(SMALL_TILE), pytest.raises(ValueError, match="key"):
+        apply_masks(Ring(64), Ring(64).zeros(64), bad, AES_CTR, threads=2)
+
+
+def read_only() -> Vector:
+    return np.frombuffer(bytes(32), "<u4")
+
+
+@pytest.mark.parametrize(
+    "vector",
+    [
+        read_only(),
+        np.zeros(16, "<u4")[::2],
+        np.zeros(8, "<u4")[::-1],
+        np.zeros(8, "<i4"),
+        np.zeros(8, "<u8"),
+        np.zeros(8, ">u4"),
+        np.zeros(8, "<f4"),
+        np.zeros((3, 3), "<u4"),
+        np.zeros((), "<u4"),
+    ],
+    ids=["read-only", "strided", "reversed", "signed", "wide", "big", "float", "matrix", "scalar"],
+)
+def test_refuses_what_is_no_vector_of_the_ring(vector: Vector) -> None:
+    """A matrix's rows would otherwise share one keystream, hence cancel it."""
+    before = vector.tobytes()
+    with pytest.raises(ValueError, match="contiguous, writable vector of the ring"):
+        apply_masks(Ring(32), vector, [Mask(Secret(bytes(16)), True)], AES_CTR)
+    assert vector.tobytes() == before
+
+
+def test_a_mask_does_not_print_its_key() -> None:
+    assert "07" not in repr(Mask(Secret(b"\x07" * 16), True))
