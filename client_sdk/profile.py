@@ -74,6 +74,7 @@ def load_profile(given: str | os.PathLike[str] | None = None, *, role: Role = Ro
     """
     directory = find_profile(given)
     table = parse_toml(_ProfileFile, _read(directory / PROFILE), str(directory / PROFILE))
+    credentials = load_credentials(directory, now=datetime.now(UTC), role=role)
     policy = None
     if role is Role.SILO:
         policy = parse_toml(Policy, _read(directory / POLICY), str(directory / POLICY))
@@ -81,7 +82,7 @@ def load_profile(given: str | os.PathLike[str] | None = None, *, role: Role = Ro
         directory,
         check_address(table.coordinator),
         directory / table.state,
-        load_credentials(directory, now=datetime.now(UTC), role=role),
+        credentials,
         policy,
     )
 

@@ -544,8 +544,11 @@ class Session:
         """Leave the blamed out of the round's next attempts, unless too few would be left.
 
         Complaints cannot be told from lies, so a liar could have silos excluded one by one; when
-        the floor is near, everybody gets another chance.
+        the floor is near, everybody gets another chance. Whoever is blamed in Unmasking stays in:
+        silos have revealed for these survivors by then and sign no others on this base.
         """
+        if error.phase == Phase.UNMASKING:
+            return
         self._excluded |= {SiloId(name) for name in error.blamed}
         if len(self._present()) < self.config.min_cohort:
             self._excluded.clear()

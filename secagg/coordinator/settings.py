@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -48,7 +49,7 @@ class Settings:
         if self.log_format not in ("json", "console"):
             raise ConfigError("log-format", f"log_format = {self.log_format!r}.")
         limits = (self.max_concurrent_calls, self.max_metadata_bytes, self.max_sessions)
-        if min(*limits, self.max_weights_bytes) < 1 or self.grace < 0:
+        if min(*limits, self.max_weights_bytes) < 1 or not 0 <= self.grace < math.inf:
             raise ConfigError("limits", "A limit of the coordinator is not positive.")
 
 
@@ -62,6 +63,8 @@ def load_settings(path: Path) -> Settings:
         text = path.read_text()
     except OSError as error:
         raise ConfigError("config-file", f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise ConfigError("config-file", f"{path} is not UTF-8 text.") from None
     settings = parse_toml(Settings, text, str(path))
     object.__setattr__(settings, "credentials", path.parent / settings.credentials)
     object.__setattr__(settings, "state", path.parent / settings.state)

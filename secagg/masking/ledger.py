@@ -8,10 +8,10 @@ coordinator nothing new, so repeats are allowed without limit.
 The design allowed a second set that differs in at least n_c + 2 silos. That is not enough, since
 the rule binds each silo alone: five honest silos and the cohorts {a, x1, x2}, {a, y1, y2} and
 {x1, x2, y1, y2} differ pairwise by three or more, each silo opens two, and the first two sums minus
-the third are 2·a. With one set a silo this cannot be: a set with h honest members is opened by at
-least t − n_c of them, two sets on one base have disjoint honest openers, and a silo stands in a
-second opened set only as one of the few that did not open the first. threat_model/ has the proof's
-limits and the price: a base whose opening failed half-way waits for the same silos to come back.
+the third are 2·a. With one set a silo, any combination of opened sums still leaves at least two
+honest silos' updates mixed (four from cohorts of five up). Why, the proof's limits and the price (a
+base whose opening failed half-way waits for the same silos to come back) are in
+threat_model/decisions/0001.
 
 ``record`` is where the rules hold, atomically with the write, and it returns the ``Recorded`` that
 the guarded step demands; it is durable *before* the message that the entry guards.

@@ -370,10 +370,8 @@ class ServerRound:
 
     def _check_dealers(self, commits: Mapping[SiloId, MaskedInput]) -> None:
         for dealer in self._dealings:
-            holding = {name for name, c in commits.items() if dealer not in c.bad_dealers}
-            if len(holding) < len(commits):
-                holding.discard(dealer)  # it may stay silent: the others must be enough
-            if (good := len(holding)) < self.threshold:
+            good = sum(dealer not in commit.bad_dealers for commit in commits.values())
+            if good < self.threshold:
                 raise RoundAborted(
                     Phase.MASKED_INPUT,
                     good,

@@ -1,0 +1,107 @@
+"""A silo's memory: what it refuses to store, and that one base is opened for one survivor set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secagg.errors import FaultyServer, PolicyRefused, SecaggError
+from secagg.masking.ledger import (
+    Joined,
+    MemoryLedger,
+    Opened,
+    Recorded,
+    Revealed,
+    check_differencing,
+)
+
+from .harness import BASE, SESSION_ID, A, B, C, D, ledger_snapshot
+
+JOINED = Joined("study", SESSION_ID, 3, 2, BASE, b"0" * 32)
+REVEALED = Revealed(BASE, b"3" * 32, (A, B, C))
+OPENED = Opened(SESSION_ID, "training", b"t" * 32)
+
+
+@pytest.fixture
+def memory() -> MemoryLedger:
+    return MemoryLedger()
+
+
+def check_refused(memory: MemoryLedger, entry: Any, code: str, error: type[SecaggError]) -> None:
+    before = ledger_snapshot(memory)
+    with pytest.raises(error) as caught:
+        memory.record(entry)
+    assert (type(caught.value), caught.value.code) == (error, code)
+    assert ledger_snapshot(memory) == before
+
+
+def test_an_empty_ledger(memory: MemoryLedger) -> None:
+    assert memory.last_attempt(SESSION_ID) == (0, 0)
+    assert memory.session_ids("study") == frozenset()
+    assert memory.revealed(BASE) is None
+
+
+def test_evidence_is_of_the_entry(memory: MemoryLedger) -> None:
+    assert memory.record(JOINED) == Recorded(JOINED)
+    assert memory.record(REVEALED) == Recorded(REVEALED)
+    assert memory.record(OPENED) == Recorded(OPENED)
+
+
+@pytest.mark.parametrize(("round_", "attempt"), [(3, 2), (3, 1), (2, 9), (1, 1)])
+def test_an_attempt_is_joined_once_and_forward(
+    memory: MemoryLedger, round_: int, attempt: int
+) -> None:
+    memory.record(JOINED)
+    older = replace(JOINED, round=round_, attempt=attempt)
+    check_refused(memory, older, "descriptor-replay", FaultyServer)
+    memory.record(replace(older, session_id=bytes(32)))
+    assert memory.session_ids("study") == {SESSION_ID, bytes(32)}
+
+
+@pytest.mark.parametrize(("round_", "attempt"), [(3, 3), (4, 1)])
+def test_a_newer_attempt_is_joined(memory: MemoryLedger, round_: int, attempt: int) -> None:
+    memory.record(JOINED)
+    memory.record(replace(JOINED, round=round_, attempt=attempt))
+    assert memory.last_attempt(SESSION_ID) == (round_, attempt)
+
+
+def test_another_opening_of_a_task(memory: MemoryLedger) -> None:
+    memory.record(OPENED)
+    memory.record(OPENED)
+    memory.record(replace(OPENED, task="statistics", task_hash=bytes(32)))
+    memory.record(replace(OPENED, session_id=bytes(32), task_hash=bytes(32)))
+    check_refused(memory, replace(OPENED, task_hash=bytes(32)), "task-replaced", FaultyServer)
+
+
+@pytest.mark.parametrize("names", [(A, B), (A, B, D), (A, B, C, D), (D,)])
+def test_other_survivors_on_a_revealed_base(memory: MemoryLedger, names: tuple[Any, ...]) -> None:
+    memory.record(REVEALED)
+    other = Revealed(BASE, b"4" * 32, names)
+    check_refused(memory, other, "differencing", PolicyRefused)
+    memory.record(replace(other, base=bytes(32)))
+    assert memory.revealed(BASE) == REVEALED
+
+
+def test_the_same_survivors_again(memory: MemoryLedger) -> None:
+    memory.record(REVEALED)
+    again = replace(REVEALED, transcript=b"4" * 32)
+    memory.record(again)
+    assert memory.revealed(BASE) == again
+
+
+sets = st.sets(st.sampled_from([A, B, C, D])).map(lambda names: tuple(sorted(names)))
+
+
+@given(sets, sets)
+def test_differencing_allows_equal_sets_only(past: tuple[Any, ...], new: tuple[Any, ...]) -> None:
+    check_differencing(None, new)
+    reveal = Revealed(BASE, b"3" * 32, past)
+    if past == new:
+        check_differencing(reveal, new)
+    else:
+        with pytest.raises(PolicyRefused):
+            check_differencing(reveal, new)

@@ -1,0 +1,206 @@
+"""A coordinator without a network: duck-typed in ``Channel``'s place, honest until told otherwise.
+
+It holds the real coordinator's identity key, so a test can have it sign whatever it likes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+import client_sdk
+from client_sdk.session import Session
+from secagg.config import SessionConfig, silo_id
+from secagg.crypto.digest import vector_digest
+from secagg.crypto.labels import SIGN_DESCRIPTOR, SIGN_RESULT
+from secagg.crypto.sign import IdentityKey
+from secagg.encoding.codec import Codec
+from secagg.masking import transcript
+from secagg.masking.messages import Descriptor, Result
+from secagg.pki.credentials import Keys, read_keys
+from secagg.pki.names import Role
+from secagg.ring.vectors import Vector
+from secagg.wire import attempt as wire
+from secagg.wire import session as wire_session
+from secagg.wire._pb import service_pb2 as api
+
+from .federation import Federation
+
+SESSION_ID = b"\x51" * 32
+Handler = Callable[[Any], Message]
+
+
+class FakeChannel:
+    """What one silo hears.
+
+    Args:
+        federation: whose keys and manifest.
+        config: the session.
+    """
+
+    def __init__(self, federation: Federation, config: SessionConfig) -> None:
+        root = federation.consortium.root
+        self.keys: Keys = read_keys(root / "coordinator", Role.COORDINATOR)
+        self.manifest = federation.consortium.authority.signed_manifest
+        self.config = config
+        self.session_hash = transcript.session_hash(config)
+        self.history = transcript.first_history(self.session_hash)
+        self.calls: list[tuple[str, Any]] = []
+        self.events: list[api.NextReply | Callable[[], api.NextReply]] = []
+        self.openings: dict[str, api.TaskOpening] = {}
+        self.blobs: dict[str, bytearray] = {}
+        self.results: list[Result] = []
+        self.closed = False
+        self.lies: dict[str, Handler] = {}
+
+    @property
+    def methods(self) -> list[str]:
+        """Names of the methods that were called."""
+        return [method for method, _ in self.calls]
+
+    def call(
+        self, method: str, request: Message, kind: type[Message], *, seconds: float = 0.0
+    ) -> Message:
+        assert not self.closed
+        self.calls.append((method, request))
+        handler: Handler = self.lies.get(method) or getattr(self, f"_{method}")
+        reply = handler(request)
+        assert isinstance(reply, kind)
+        return reply
+
+    def call_many(self, method: str, requests: Iterable[Message], kind: type[Message]) -> None:
+        for request in requests:
+            self.call(method, request, kind)
+
+    def once(self, method: str, request: Message, *, seconds: float) -> None:
+        self.call(method, request, api.Ack)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _JoinSession(self, request: api.JoinSessionRequest) -> api.JoinSessionReply:
+        return api.JoinSessionReply(
+            session_id=SESSION_ID,
+            config=wire_session.config_to_wire(self.config),
+            manifest=self.manifest.to_json(),
+        )
+
+    def _OpenTask(self, request: api.OpenTaskRequest) -> api.OpenTaskReply:
+        if request.task in self.openings:
+            return api.OpenTaskReply(opening=self.openings[request.task])
+        return api.OpenTaskReply(propose=True)
+
+    def _ProposeTask(self, request: api.ProposeTaskRequest) -> api.Ack:
+        self.openings[request.opening.task] = request.opening
+        return api.Ack()
+
+    def _PutChunk(self, request: api.PutChunkRequest) -> api.Ack:
+        name = str(request.blob)
+        self.blobs.setdefault(name, bytearray(request.total))[
+            request.offset : request.offset + len(request.data)
+        ] = request.data
+        return api.Ack()
+
+    def _GetChunk(self, request: api.GetChunkRequest) -> api.GetChunkReply:
+        data = self.blobs[str(request.blob)]
+        return api.GetChunkReply(
+            data=bytes(data[request.offset : request.offset + self.config.chunk_bytes])
+        )
+
+    def _Ready(self, request: api.ReadyRequest) -> api.Ack:
+        return api.Ack()
+
+    def _Leave(self, request: api.LeaveRequest) -> api.Ack:
+        return api.Ack()
+
+    def _Send(self, request: api.SendRequest) -> api.Ack:
+        return api.Ack()
+
+    def _Next(self, request: api.NextRequest) -> api.NextReply:
+        event = self.events.pop(0)
+        return event if isinstance(event, api.NextReply) else event()
+
+    def _ListResults(self, request: api.ListResultsRequest) -> api.ListResultsReply:
+        page = self.results[request.after :]
+        return api.ListResultsReply(results=[wire.result_to_wire(result) for result in page])
+
+    # What a coordinator says, honestly but for the changes.
+
+    @property
+    def identity(self) -> IdentityKey:
+        assert self.keys.identity is not None
+        return self.keys.identity
+
+    def base(self, task: str) -> bytes:
+        """The base of the next round of an open task."""
+        signed = wire_session.opening_from_wire(self.openings[task])
+        return transcript.base_of(self.history, signed.opening.digest(self.session_hash))
+
+    def descriptor(self, task: str, /, **changes: Any) -> api.NextReply:
+        """The next round's descriptor."""
+        cohort = tuple(self.config.silos)
+        values: dict[str, Any] = {
+            "session_id": SESSION_ID,
+            "session_hash": self.session_hash,
+            "manifest_version": self.manifest.manifest.version,
+            "manifest_digest": self.manifest.manifest.digest(),
+            "task": task,
+            "round": len(self.results) + 1,
+            "attempt": 1,
+            "nonce": os.urandom(32),
+            "cohort": cohort,
+            "threshold": self.config.threshold_for(max(3, len(changes.get("cohort", cohort)))),
+            "base": self.base(task),
+            "signature": bytes(64),
+        }
+        unsigned = Descriptor(**values | changes)
+        tau0 = transcript.round_transcript(unsigned)
+        signature = self.identity.sign(SIGN_DESCRIPTOR, tau0, b"")
+        signed = replace(unsigned, signature=signature)
+        return api.NextReply(descriptor=wire.descriptor_to_wire(signed))
+
+    def release(
+        self, task: str, values: dict[str, np.ndarray[Any, Any]], /, **changes: Any
+    ) -> Result:
+        """Publish a result over three silos that all hold these values."""
+        signed = wire_session.opening_from_wire(self.openings[task])
+        codec = Codec(self.config.task(task), signed.opening.schema, len(self.config.silos))
+        total: Vector = codec.ring.zeros(codec.length)
+        for _ in range(3):
+            total += codec.encode(values, weight=1.0, metrics={}, entropy=os.urandom)
+        data = codec.ring.pack(total)
+        number = len(self.results) + 1
+        unsigned = Result(
+            **{
+                "task": task,
+                "round": number,
+                "base": self.base(task),
+                "cohort": tuple(self.config.silos),
+                "survivors": tuple(self.config.silos[1:]),
+                "survivors_transcript": os.urandom(32),
+                "vector_digest": vector_digest(data, self.config.chunk_bytes),
+                "signature": bytes(64),
+            }
+            | changes
+        )
+        tau4 = transcript.result_transcript(unsigned.survivors_transcript, unsigned.vector_digest)
+        result = replace(unsigned, signature=self.identity.sign(SIGN_RESULT, tau4, unsigned.body()))
+        self.results.append(result)
+        self.blobs[str(api.Blob(sum=number))] = bytearray(data)
+        self.history = transcript.next_history(self.history, tau4)
+        return result
+
+
+def join_fake(
+    monkeypatch: pytest.MonkeyPatch, federation: Federation, fake: FakeChannel, silo: str = "a"
+) -> Session:
+    """Join a session over a fake channel."""
+    monkeypatch.setattr("client_sdk.session.Channel", lambda _profile: fake)
+    silo_id(silo)
+    return client_sdk.join(fake.config.name, profile=federation.silo(silo))

@@ -1,0 +1,337 @@
+"""Dialling: what is checked before, what is given up at once, what is tried again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+import client_sdk
+from client_sdk import channel as module
+from client_sdk.channel import Channel, CoordinatorRefused, CoordinatorUnreachable
+from client_sdk.session import Session
+from secagg.errors import CredentialError, FaultyServer, NotFound, TooLate
+from secagg.pki.authority import Authority
+from secagg.pki.names import Role
+from secagg.wire._pb import service_pb2 as api
+
+from .federation import CONSORTIUM, Consortium, Federation, enrol, make_sum, refused, settle
+
+
+class Fault(grpc.RpcError):
+    """What grpc raises."""
+
+    def __init__(
+        self, code: grpc.StatusCode, details: str | None = "", secagg_code: str | None = None
+    ) -> None:
+        self._code, self._details, self._secagg = code, details, secagg_code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str | None:
+        return self._details
+
+    def trailing_metadata(self) -> Any:
+        if self._secagg is None:
+            return None
+        entries = {"other": "x", "secagg-code": self._secagg}
+        return [SimpleNamespace(key=key, value=value) for key, value in entries.items()]
+
+
+@contextmanager
+def listener() -> Iterator[socket.socket]:
+    """A port that nobody may dial."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        yield server
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
+def address(server: socket.socket) -> str:
+    return f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("code", "begins", "days"),
+    [("certificate-expired", -20, 1), ("certificate-not-yet-valid", 5, 30)],
+)
+def test_a_certificate_out_of_its_time_is_named_before_dialling(
+    consortium: Consortium, tmp_path: Path, code: str, begins: int, days: int
+) -> None:
+    authority = Authority.create(
+        tmp_path / "authority", CONSORTIUM, now=datetime.now(UTC) - timedelta(days=30)
+    )
+    now = datetime.now(UTC) + timedelta(days=begins)
+    enrol(authority, tmp_path / "coordinator", "coordinator", Role.COORDINATOR)
+    place = enrol(authority, tmp_path / "a", "a", now=now, days=days)
+    with listener() as server:
+        settle(place, address(server))
+        with refused(CredentialError, code) as caught:
+            client_sdk.join("study", profile=place)
+        assert "clock" in str(caught.value) or "Renew" in str(caught.value)
+
+
+def test_a_certificate_that_ends_while_its_profile_is_held(federation: Federation) -> None:
+    """The channel looks again: a profile may have been loaded long ago."""
+    loaded = client_sdk.load_profile(federation.silo("a"))
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    with listener() as server:
+        old = replace(
+            loaded,
+            coordinator=address(server),
+            credentials=replace(loaded.credentials, not_after=past),
+        )
+        with refused(CredentialError, "certificate-expired"):
+            client_sdk.join("study", profile=old)
+
+
+def test_a_chain_that_is_not_the_authoritys_is_named_before_dialling(
+    federation: Federation, tmp_path: Path
+) -> None:
+    other = Authority.create(tmp_path / "authority", CONSORTIUM, now=datetime.now(UTC))
+    place = federation.silo("a")
+    (place / "authority.pem").write_bytes(other.certificate_pem)
+    with listener() as server:
+        (place / "profile.toml").unlink()
+        settle(place, address(server))
+        with refused(CredentialError, "certificate-chain"):
+            client_sdk.join("study", profile=place)
+
+
+def test_an_unreachable_coordinator_is_given_up(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        closed = address(server)
+    place = federation.silo("a")
+    (place / "profile.toml").unlink()
+    settle(place, closed)
+    start = time.monotonic()
+    with refused(CoordinatorUnreachable, "coordinator-unreachable") as caught:
+        client_sdk.join("study", profile=place)
+    assert time.monotonic() - start < 10
+    assert closed in str(caught.value)
+
+
+@contextmanager
+def impostor(key: bytes, certificate: bytes, roots: bytes) -> Iterator[str]:
+    """A server with somebody else's certificate."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    credentials = grpc.ssl_server_credentials(
+        [(key, certificate)], root_certificates=roots, require_client_auth=True
+    )
+    port = server.add_secure_port("127.0.0.1:0", credentials)
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0).wait()
+
+
+def keys(place: Path) -> tuple[bytes, bytes]:
+    return (place / "tls.key").read_bytes(), (place / "certificate.pem").read_bytes()
+
+
+@pytest.mark.parametrize("who", ["silo", "admin", "other-authority", "other-consortium"])
+def test_an_impostor_is_reported_at_once(
+    consortium: Consortium,
+    federation: Federation,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    who: str,
+) -> None:
+    """Not retried: one attempt, no waiting for ``CONNECT_SECONDS``."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 600.0)
+    roots = consortium.authority.certificate_pem
+    if who in ("silo", "admin"):
+        place = consortium.root / ("b" if who == "silo" else "admin")
+    else:
+        name = CONSORTIUM if who == "other-authority" else "elsewhere"
+        other = Authority.create(tmp_path / "authority", name, now=datetime.now(UTC))
+        place = enrol(other, tmp_path / "other", "coordinator", Role.COORDINATOR)
+    tries: list[str] = []
+    real = Channel._stub
+
+    def stub(self: Channel, method: str) -> Any:
+        tries.append(method)
+        return real(self, method)
+
+    monkeypatch.setattr(Channel, "_stub", stub)
+    with impostor(*keys(place), roots) as where:
+        silo = federation.silo("a")
+        (silo / "profile.toml").unlink()
+        settle(silo, where)
+        start = time.monotonic()
+        with refused(CredentialError, "coordinator-certificate"):
+            client_sdk.join("study", profile=silo)
+        assert time.monotonic() - start < 10
+    assert tries == ["JoinSession"]
+
+
+def test_a_silo_of_another_authority_is_told_what_may_be_wrong(
+    consortium: Consortium, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot verify the coordinator either, and that is what it reports."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 5.0)
+    other = Authority.create(tmp_path / "authority", CONSORTIUM, now=datetime.now(UTC))
+    enrol(other, tmp_path / "coordinator", "coordinator", Role.COORDINATOR)
+    place = settle(enrol(other, tmp_path / "a", "a"), consortium.coordinator.address)
+    with refused(CredentialError, "coordinator-certificate"):
+        client_sdk.join("study", profile=place)
+
+
+@pytest.fixture
+def flaky(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fault]]:
+    """Faults that the next calls meet, first to last."""
+    faults: list[Fault] = []
+    real = Channel._stub
+
+    class Stub:
+        def __init__(self, stub: Any) -> None:
+            self._stub = stub
+
+        def __call__(self, request: Any, timeout: float) -> Any:
+            if faults:
+                raise faults.pop(0)
+            return self._stub(request, timeout=timeout)
+
+        def future(self, request: Any, timeout: float) -> Any:
+            if faults:
+                return Failed(faults.pop(0))
+            return self._stub.future(request, timeout=timeout)
+
+    class Failed:
+        def __init__(self, fault: Fault) -> None:
+            self._fault = fault
+
+        def result(self) -> Any:
+            raise self._fault
+
+        def cancel(self) -> None:
+            return
+
+    monkeypatch.setattr(Channel, "_stub", lambda self, method: Stub(real(self, method)))
+    yield faults
+    assert not faults
+
+
+UNAVAILABLE, DEADLINE = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@pytest.fixture
+def session(federation: Federation) -> Iterator[Session]:
+    name = federation.create(make_sum(rounds=1))
+    with client_sdk.join(name, profile=federation.silo("a")) as joined:
+        yield joined
+
+
+def test_transient_faults_are_retried(federation: Federation, flaky: list[Fault]) -> None:
+    name = federation.create(make_sum(rounds=1))
+    flaky += [Fault(UNAVAILABLE, "connection reset"), Fault(DEADLINE, None)]
+    client_sdk.join(name, profile=federation.silo("a")).close()
+
+
+def test_a_busy_coordinator_is_asked_again(session: Session, flaky: list[Fault]) -> None:
+    flaky += [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")]
+    session._sync()
+
+
+def test_faults_in_every_call_of_a_round(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message of a silo is lost once on its way back: it is sent again, the same bytes."""
+    name = federation.create(make_sum(rounds=1), chunk_bytes=1024)
+    real = Channel._stub
+    seen: set[tuple[int, str, bytes]] = set()
+
+    def stub(self: Channel, method: str) -> Any:
+        inner = real(self, method)
+
+        def lossy(request: Any, timeout: float) -> Any:
+            reply = inner(request, timeout=timeout)
+            key = (id(self), method, request.SerializeToString())
+            if method != "Leave" and key not in seen:
+                seen.add(key)
+                raise Fault(UNAVAILABLE, "lost on its way back")
+            return reply
+
+        lossy.future = lambda request, timeout: SimpleNamespace(  # type: ignore[attr-defined]
+            result=lambda: lossy(request, timeout), cancel=lambda: None
+        )
+        return lossy
+
+    monkeypatch.setattr(Channel, "_stub", stub)
+    found = federation.play(name, lambda s: s.sum({"x": np.linspace(0, 1, 400)}))
+    for total in found.values():
+        np.testing.assert_allclose(total["x"], 4 * np.linspace(0, 1, 400), atol=1e-9)
+
+
+REFUSALS: list[tuple[type[Any], str, Fault]] = [
+    (CoordinatorRefused, "invalid_argument", Fault(grpc.StatusCode.INVALID_ARGUMENT)),
+    (CoordinatorRefused, "internal", Fault(grpc.StatusCode.INTERNAL, None)),
+    (CoordinatorRefused, "resource_exhausted", Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")),
+    (
+        CoordinatorRefused,
+        "message-conflict",
+        Fault(grpc.StatusCode.ALREADY_EXISTS, "", "message-conflict"),
+    ),
+    (NotFound, "session-unknown", Fault(grpc.StatusCode.NOT_FOUND, "no", "session-unknown")),
+    (
+        CredentialError,
+        "session-member",
+        Fault(grpc.StatusCode.PERMISSION_DENIED, "no", "session-member"),
+    ),
+    (CredentialError, "unauthenticated", Fault(grpc.StatusCode.UNAUTHENTICATED)),
+    (TooLate, "phase-closed", Fault(grpc.StatusCode.FAILED_PRECONDITION, "", "phase-closed")),
+]
+
+
+@pytest.mark.parametrize(("kind", "code", "fault"), REFUSALS, ids=[code for _, code, _ in REFUSALS])
+def test_refusals_are_not_retried(
+    session: Session, flaky: list[Fault], kind: type[Any], code: str, fault: Fault
+) -> None:
+    flaky.append(fault)
+    with refused(kind, code):
+        session._sync()
+
+
+def test_a_coordinator_that_goes_away_for_good(
+    session: Session, flaky: list[Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    flaky.append(Fault(UNAVAILABLE, "gone"))
+    with refused(CoordinatorUnreachable, "coordinator-unreachable"):
+        session._sync()
+
+
+def test_leaving_a_coordinator_that_is_gone(session: Session, flaky: list[Fault]) -> None:
+    flaky.append(Fault(UNAVAILABLE, "gone"))
+    session.close()
+
+
+def test_a_reply_of_another_kind(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Channel, "_stub", lambda *_: lambda *_, **__: api.Ack())
+    with refused(FaultyServer, "reply-type"):
+        session._channel.call("ListResults", api.ListResultsRequest(), api.ListResultsReply)
+
+
+def test_chunks_cover_a_blob_once() -> None:
+    data = os.urandom(200)
+    pieces = list(module.chunks(memoryview(data), 64))
+    assert [offset for offset, _ in pieces] == [0, 64, 128, 192]
+    assert b"".join(piece for _, piece in pieces) == data

@@ -1,0 +1,166 @@
+"""Decoders are total: any bytes give a value or ``MalformedMessage``, nothing else.
+
+Bytes that protobuf itself refuses (``DecodeError``: bad lengths, bad UTF-8) never reach a decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from google.protobuf.message import DecodeError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secagg.errors import MalformedMessage
+from secagg.wire import attempt, session
+from secagg.wire._pb import masking_pb2 as pb
+from secagg.wire._pb import service_pb2 as api
+
+from . import strategies as make
+from .test_wire_round_trip import BROADCASTS
+
+DECODERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "descriptor": (pb.Descriptor, attempt.descriptor_from_wire),
+    "roster": (pb.Roster, attempt.roster_from_wire),
+    "dealt": (pb.Dealt, attempt.dealt_from_wire),
+    "survivors": (pb.Survivors, attempt.survivors_from_wire),
+    "signatures": (pb.Signatures, attempt.signatures_from_wire),
+    "result": (pb.Result, attempt.result_from_wire),
+    "client-message": (api.SendRequest, attempt.client_message_from_wire),
+    "opening": (api.TaskOpening, session.opening_from_wire),
+    "config": (api.SessionConfig, session.config_from_wire),
+    "aborted": (api.Aborted, session.aborted_from_wire),
+}
+ANY_NAMES = st.sampled_from(["", "a", "A", "é", "a/b", "x" * 64, "\0", "aes-128-ctr", "2/3", "0/0"])
+ANY_BYTES = st.sampled_from([0, 1, 31, 32, 33, 64, 146, 147]).flatmap(
+    lambda size: st.sampled_from([bytes(size), b"\xff" * size, b"\x09" + bytes(max(size - 1, 0))])
+)
+ANY_FLOATS = st.sampled_from([0.0, -0.0, -1.0, 1.0, 1e300, 5e-324, float("inf"), float("nan")])
+UINT32 = st.sampled_from([0, 1, 2, 16, 64, 2**31, 2**32 - 1])
+UINT64 = st.sampled_from([0, 1, 2**31, 2**40, 2**63, 2**64 - 1])
+
+
+def check(name: str, data: bytes) -> None:
+    kind, decode = DECODERS[name]
+    with suppress(DecodeError, MalformedMessage):
+        decode(kind.FromString(data))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_random_bytes(name: str) -> None:
+    @settings(max_examples=50, deadline=None)
+    @given(st.binary(max_size=300))
+    def run(data: bytes) -> None:
+        check(name, data)
+
+    run()
+
+
+def valid(name: str) -> st.SearchStrategy[bytes]:
+    if name == "client-message":
+        return make.client_messages.map(
+            lambda message: attempt.client_message_to_wire(
+                message, session_id=bytes(32), round_number=1, attempt=1
+            ).SerializeToString()
+        )
+    if name == "aborted":
+        return make.aborts.map(lambda e: session.aborted_to_wire(e, 1, 1).SerializeToString())
+    strategy, to_wire, _ = BROADCASTS[name]
+    return strategy.map(lambda value: to_wire(value).SerializeToString())
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_damaged_messages(name: str) -> None:
+    """One byte changed, a piece cut out, or a piece said twice."""
+
+    @settings(max_examples=50, deadline=None)
+    @given(valid(name), st.integers(0, 10**6), st.integers(0, 255), st.integers(0, 80), st.data())
+    def run(data: bytes, at: int, byte: int, length: int, draw: st.DataObject) -> None:
+        at %= len(data) + 1
+        how = draw.draw(st.sampled_from(["set", "cut", "twice"]))
+        if how == "set":
+            data = data[:at] + bytes([byte]) + data[at + 1 :]
+        elif how == "cut":
+            data = data[:at] + data[at + length :]
+        else:
+            data = data[: at + length] + data[at:]
+        check(name, data)
+
+    run()
+
+
+def shaken(draw: st.DrawFn, message: Any, depth: int = 0) -> None:
+    """Fill a message's fields with values that are right for protobuf and odd for us."""
+    for field in message.DESCRIPTOR.fields:
+        if not draw(st.integers(0, 3)):
+            continue
+        if field.type == field.TYPE_MESSAGE:
+            if depth > 3:
+                continue
+            if field.is_repeated:
+                for _ in range(draw(st.integers(0, 3))):
+                    shaken(draw, getattr(message, field.name).add(), depth + 1)
+            else:
+                getattr(message, field.name).SetInParent()
+                shaken(draw, getattr(message, field.name), depth + 1)
+            continue
+        values: st.SearchStrategy[Any] = {
+            field.TYPE_STRING: ANY_NAMES,
+            field.TYPE_BYTES: ANY_BYTES,
+            field.TYPE_DOUBLE: ANY_FLOATS,
+            field.TYPE_UINT32: UINT32,
+            field.TYPE_UINT64: UINT64,
+        }[field.type]
+        if field.is_repeated:
+            getattr(message, field.name).extend(draw(st.lists(values, max_size=18)))
+        else:
+            setattr(message, field.name, draw(values))
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_odd_fields(name: str) -> None:
+    kind, _ = DECODERS[name]
+
+    @st.composite
+    def odd(draw: st.DrawFn) -> bytes:
+        message = kind()
+        shaken(draw, message)
+        return bytes(message.SerializeToString())
+
+    @settings(max_examples=50, deadline=None)
+    @given(odd())
+    def run(data: bytes) -> None:
+        check(name, data)
+
+    run()
+
+
+def test_bad_utf8_stops_at_protobuf() -> None:
+    with pytest.raises(DecodeError):
+        pb.Consistency.FromString(b"\x0a\x02\xff\xfe")
+
+
+def test_an_unknown_field_changes_nothing() -> None:
+    message = pb.Consistency(sender="a", signature=bytes(64))
+    request = api.SendRequest.FromString(
+        api.SendRequest(consistency=message).SerializeToString() + b"\xfa\x3f\x01x"
+    )
+    assert attempt.client_message_from_wire(request).sender == "a"
+
+
+def test_a_request_without_a_message() -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        attempt.client_message_from_wire(api.SendRequest())
+    assert caught.value.code == "message-missing"
+
+
+def test_a_revealed_share_that_is_none() -> None:
+    request = api.SendRequest()
+    request.unmasking.sender = "a"
+    request.unmasking.shares.add(owner="b", salt=bytes(32))
+    with pytest.raises(MalformedMessage) as caught:
+        attempt.client_message_from_wire(request)
+    assert caught.value.code == "share-missing"
