@@ -178,7 +178,7 @@ class _Attempt:
         except (FaultyServer, PolicyRefused) as refusal:
             self._submission.refusal = refusal
             return False
-        except TooLate:  # the attempt goes on without us, or is over: the next event says
+        except (TooLate, SessionEnded):  # it goes on without us, or is over: the next event says
             return True
         self._submission.refusal = None
         return True

@@ -302,8 +302,8 @@ def test_bad_silo_lists(names: tuple[str, ...]) -> None:
 
 
 def test_the_largest_cohort() -> None:
-    assert len(session(silos=silos(MAX_COHORT), min_cohort=1000).silos) == 1024
-    refused("silos", lambda: session(silos=silos(MAX_COHORT + 1), min_cohort=1000))
+    assert len(session(silos=silos(MAX_COHORT), min_cohort=200).silos) == MAX_COHORT
+    refused("silos", lambda: session(silos=silos(MAX_COHORT + 1), min_cohort=200))
 
 
 @pytest.mark.parametrize("colluders", [0, -1])

@@ -11,12 +11,7 @@ import sys
 import click
 
 from secagg import __version__
-from secagg.cli.demo import demo
-from secagg.cli.doctor import doctor
-from secagg.cli.pki import pki
-from secagg.cli.serve import serve
-from secagg.cli.session import session
-from secagg.cli.silo import silo
+from secagg.cli import demo, doctor, pki, serve, session, silo
 from secagg.errors import SecaggError
 
 
@@ -26,7 +21,14 @@ def commands() -> None:
     """Secure aggregation for federated learning: a coordinator sums what it cannot read."""
 
 
-for _command in (demo, doctor, pki, serve, session, silo):
+for _command in (
+    demo.demo,
+    doctor.doctor,
+    pki.pki,
+    serve.serve,
+    session.session,
+    silo.silo,
+):
     commands.add_command(_command)
 
 

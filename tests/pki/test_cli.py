@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from secagg.cli.pki import pki
-from secagg.cli.silo import silo
+import secagg.cli.pki
+import secagg.cli.silo
 from secagg.config import Policy, parse_toml
 from secagg.errors import SecaggError
 from secagg.pki.authority import Authority
@@ -19,7 +19,7 @@ from secagg.pki.names import Role
 
 from .builders import CONSORTIUM
 
-GROUPS = {"pki": pki, "silo": silo}
+GROUPS = {"pki": secagg.cli.pki.pki, "silo": secagg.cli.silo.silo}
 SILOS = ("north", "east", "south")
 ROLES = {**dict.fromkeys(SILOS, "silo"), "hub": "coordinator", "ann": "admin"}
 

@@ -583,3 +583,18 @@ def test_attempts_that_all_abort_say_why_the_last_one_did(
         lambda: api.NextReply(result=wire.result_to_wire(fake.release("statistics", X))),
     ]
     assert add(session)["x"] == pytest.approx(3.0)
+
+
+def test_a_last_message_whose_acknowledgement_was_lost(session: Session, fake: FakeChannel) -> None:
+    """Sent again, it meets a session that is done: the result is there, and is checked as ever."""
+
+    def over(_: object) -> api.Ack:
+        raise SessionEnded("session-over", "The session is done.")
+
+    fake.lies["Send"] = over
+    fake.events = [
+        lambda: fake.descriptor("statistics"),
+        lambda: api.NextReply(result=wire.result_to_wire(fake.release("statistics", X))),
+    ]
+    assert add(session)["x"] == pytest.approx(3.0)
+    assert fake.methods.count("Ready") == 1
