@@ -103,7 +103,7 @@ def test_renewal_has_the_same_fingerprint(tmp_path: Path) -> None:
         {"csr": csr(uri(f"secagg://{CONSORTIUM}/silo/North"))},
         {"csr": csr(uri(f"secagg://{CONSORTIUM}/silo/south"))},
     ],
-    ids=lambda change: "-".join(change),
+    ids="-".join,
 )
 def test_request_name(tmp_path: Path, change: dict[str, Any]) -> None:
     with refused("request-name"):
