@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from secagg.config import SessionConfig
 from secagg.demo.data import Dataset, standardiser
-from secagg.demo.training import accuracy, local_mean, make_model, pooled, standardise
+from secagg.demo.training import METRIC_BOUNDS, accuracy, local_mean, make_model, pooled, standardise
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,16 +136,16 @@ def _centred(words: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
 
 def show(console: Console, measured: Mapping[str, Any], tapped: str) -> None:
     """Print the report for a person."""
-    rounds = Table("round", "survivors", "dropouts", "seconds", "bytes up", "metrics")
+    names = list(METRIC_BOUNDS)
+    rounds = Table("round", "survivors", "dropouts", "seconds", "bytes up", *names)
     for row in measured["rounds"]:
-        metrics = ", ".join(f"{name} {value:.3f}" for name, value in row["metrics"].items())
         rounds.add_row(
-            str(row["round"]),
-            " ".join(row["survivors"]),
+            str(row["round"]) + ("" if row["round"] else " (statistics)"),
+            str(len(row["survivors"])),
             " ".join(row["dropouts"]),
             f"{row['seconds']:.2f}",
             str(row["bytes_up_per_silo"]),
-            metrics or "statistics",
+            *(f"{row['metrics'][name]:.3f}" if row["metrics"] else "" for name in names),
         )
     console.print(rounds)
     result = measured["accuracy"]

@@ -112,7 +112,7 @@ class MemoryLedger:
                 self._sessions[entry.session] = ids
             case Revealed():
                 self._revealed[entry.base] = entry
-            case Opened():
+            case _:
                 self._opened[entry.session_id, entry.task] = entry.task_hash
         return Recorded(entry)
 
@@ -127,7 +127,7 @@ class MemoryLedger:
                     )
             case Revealed():
                 check_differencing(self.revealed(entry.base), entry.survivors)
-            case Opened():
+            case _:
                 known = self._opened.get((entry.session_id, entry.task), entry.task_hash)
                 if known != entry.task_hash:
                     raise FaultyServer(

