@@ -16,7 +16,14 @@ from safetensors.torch import load_file
 
 from secagg.config import SessionConfig
 from secagg.demo.data import Dataset, standardiser
-from secagg.demo.training import METRIC_BOUNDS, accuracy, local_mean, make_model, pooled, standardise
+from secagg.demo.training import (
+    METRIC_BOUNDS,
+    accuracy,
+    local_mean,
+    make_model,
+    pooled,
+    standardise,
+)
 
 
 @dataclass(frozen=True, slots=True)
