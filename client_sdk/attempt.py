@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeAlias, TypeVar
 
-from client_sdk.channel import POLL_SECONDS, Channel, chunks
+from client_sdk.channel import POLL_SECONDS, Channel
 from client_sdk.progress import Progress, log
+from client_sdk.transfer import upload
 from secagg.config import Phase
 from secagg.crypto.secret import Entropy
 from secagg.errors import (
@@ -237,17 +238,7 @@ class _Attempt:
         session, descriptor = self._member.session, self._descriptor
         data = Ring(session.task(descriptor.task).ring_bits).pack(vector)
         where = api.Blob.Vector(round=descriptor.round, attempt=descriptor.attempt)
-        requests = (
-            api.PutChunkRequest(
-                session_id=self._member.session_id,
-                blob=api.Blob(vector=where),
-                offset=offset,
-                total=len(data),
-                data=chunk,
-            )
-            for offset, chunk in chunks(data, session.chunk_bytes)
-        )
-        self._submission.channel.call_many("PutChunk", requests, api.Ack)
+        upload(self._submission.channel, self._member, api.Blob(vector=where), data)
 
 
 _WATCHED = (client.SurvivorsSigned, client.ConsistentSurvivors, client.SharesRevealed)

@@ -12,7 +12,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -208,9 +208,3 @@ def _is_transient(error: BaseException) -> bool:
 
 def _names_bad_certificate(text: str) -> bool:
     return "CERTIFICATE_VERIFY_FAILED" in text or "not found in certificate" in text
-
-
-def chunks(data: memoryview, size: int) -> Iterator[tuple[int, bytes]]:
-    """Cut a blob at ``size``: (offset, bytes)."""
-    for offset in range(0, len(data), size):
-        yield offset, bytes(data[offset : offset + size])

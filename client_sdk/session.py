@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -21,12 +21,14 @@ import numpy as np
 import numpy.typing as npt
 
 from client_sdk.attempt import Submission
-from client_sdk.channel import POLL_SECONDS, Channel, chunks
+from client_sdk.channel import POLL_SECONDS, Channel
 from client_sdk.ledger import FileLedger
+from client_sdk.membership import Membership
 from client_sdk.profile import Profile, load_profile
-from client_sdk.progress import Progress, log
-from secagg.config import Policy, Weighting
-from secagg.crypto.digest import vector_digest
+from client_sdk.progress import Progress
+from client_sdk.tasks import Task, Tasks, own_opening
+from client_sdk.transfer import download, parsed
+from secagg.config import Weighting
 from secagg.encoding.codec import Aggregate, Codec, Tensors
 from secagg.encoding.schema import Schema
 from secagg.errors import (
@@ -38,13 +40,9 @@ from secagg.errors import (
     StaleModel,
 )
 from secagg.masking import client, transcript
-from secagg.masking.ledger import Opened
 from secagg.masking.messages import Result
-from secagg.pki.credentials import save_manifest
-from secagg.pki.manifest import SignedManifest
 from secagg.ring.vectors import Vector
 from secagg.wire import attempt as wire
-from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 
 if TYPE_CHECKING:
@@ -83,16 +81,6 @@ class Outcome:
     included: bool
 
 
-@dataclass
-class _Task:
-    """A task that this silo has compared with its own."""
-
-    codec: Codec
-    opening: transcript.TaskOpening
-    hash: bytes
-    calls: int = 0
-
-
 def join(name: str, *, profile: str | os.PathLike[str] | Profile | None = None) -> Session:
     """Join a session of the consortium.
 
@@ -116,26 +104,20 @@ class Session:
     """A silo in a session; made by ``join``. Not for use by several threads at once."""
 
     def __init__(self, name: str, profile: Profile) -> None:
-        credentials = profile.credentials
-        if profile.policy is None or credentials.identity_key is None:
-            raise ConfigError("profile-role", "This profile is not a silo's.")
         self.name = name
         self._profile = profile
-        self._policy: Policy = profile.policy
-        self._identity = credentials.identity_key
-        self._tasks: dict[str, _Task] = {}
-        self._signed: dict[str, wire_session.SignedOpening] = {}
         self._results: list[Result] = []
         self._export: Callable[[Path], None] | None = None
         self._open = True
         self._channel = Channel(profile)  # dials nobody yet; refused here, no ledger stays locked
         self._ledger = FileLedger(profile.state / "ledger.jsonl")
         try:
-            self._member = self._join()
+            self._membership = Membership(name, profile, self._channel)
         except BaseException:
             self._release()
             raise
-        self._history = transcript.first_history(self.session_hash)
+        self._tasks = Tasks(self._membership, self._channel, self._ledger)
+        self._history = transcript.first_history(self._membership.session_hash)
 
     def __enter__(self) -> Self:
         return self
@@ -156,7 +138,7 @@ class Session:
             self._release()
 
     def _leave(self) -> None:
-        leave = api.LeaveRequest(session_id=self._member.session_id)
+        leave = api.LeaveRequest(session_id=self._membership.member.session_id)
         self._channel.once("Leave", leave, seconds=2.0)
 
     def _release(self) -> None:
@@ -167,15 +149,6 @@ class Session:
     def silo(self) -> str:
         """This silo's name."""
         return self._profile.credentials.identity.name
-
-    @property
-    def session_hash(self) -> bytes:
-        """Hash of the session's parameters."""
-        return transcript.session_hash(self._member.session)
-
-    @property
-    def _opening_transcript(self) -> bytes:
-        return transcript.opening_transcript(self.session_hash, self._member.session_id)
 
     @property
     def rounds_done(self) -> int:
@@ -261,7 +234,7 @@ class Session:
 
     def task_rounds(self, task: str) -> int:
         """How many results of a task the session releases."""
-        return self._member.session.task(task).rounds
+        return self._membership.member.session.task(task).rounds
 
     def on_export(self, write: Callable[[Path], None]) -> None:
         """Say how ``export`` writes the model."""
@@ -273,11 +246,11 @@ class Session:
         Raises:
             ConfigError: the chosen one is of the other weighting; there is none, or several.
         """
-        names = [t.name for t in self._member.session.tasks if t.weighting is weighting]
+        names = [t.name for t in self._membership.member.session.tasks if t.weighting is weighting]
         if chosen in names:
             return chosen
         if chosen is not None:
-            self._member.session.task(chosen)
+            self._membership.member.session.task(chosen)
         if chosen is not None or len(names) != 1:
             raise ConfigError(
                 "task-choice",
@@ -334,7 +307,7 @@ class Session:
         """
         while (outcome := self.replay(task)) is None:
             request = api.NextRequest(
-                session_id=self._member.session_id,
+                session_id=self._membership.member.session_id,
                 round=len(self._results) + 1,
                 attempt=2**32 - 1,
                 seen=api.STEP_LEFT,
@@ -361,7 +334,7 @@ class Session:
         expected = client.Expected(task, stood + 1, self._base(self._tasks[task]))
         submission = Submission(
             self._channel,
-            self._refresh,
+            self._membership.refresh,
             expected,
             self._ledger,
             encode,
@@ -369,7 +342,7 @@ class Session:
             progress,
         )
         try:
-            concluded = submission.run(self._member.session.max_attempts)
+            concluded = submission.run(self._membership.member.session.max_attempts)
         except (StaleModel, SessionEnded):  # a round released meanwhile may be ours, too
             missed = self.replay(task)
             if missed is None and len(self._results) == stood:
@@ -381,18 +354,16 @@ class Session:
         self._accept(concluded.result, concluded.state)
         return self._next_outcome(task)
 
-    def _base(self, state: _Task) -> bytes:
+    def _base(self, state: Task) -> bytes:
         return transcript.base_of(self._history, state.hash)
 
     def _accept(self, result: Result, seen: client.Watched | None = None) -> None:
         """Check a signed result against this silo's history, and move the history on."""
-        if result.task not in {task.name for task in self._member.session.tasks}:
+        if result.task not in {task.name for task in self._membership.member.session.tasks}:
             raise FaultyServer("result-task", "A result is of no task of the session.")
-        if result.task not in self._tasks:
-            self._adopt(result.task, self._fetch_opening(result.task))
-        base = self._base(self._tasks[result.task])
+        base = self._base(self._tasks.meet(result.task))
         expected = client.Expected(result.task, len(self._results) + 1, base)
-        tau4 = client.check_result(result, self._member, expected, seen)
+        tau4 = client.check_result(result, self._membership.member, expected, seen)
         self._results.append(result)
         self._history = transcript.next_history(self._history, tau4)
 
@@ -401,21 +372,25 @@ class Session:
             reply = self._channel.call(
                 "ListResults",
                 api.ListResultsRequest(
-                    session_id=self._member.session_id, after=len(self._results)
+                    session_id=self._membership.member.session_id, after=len(self._results)
                 ),
                 api.ListResultsReply,
             )
             for message in reply.results:
-                self._accept(_parsed(functools.partial(wire.result_from_wire, message)))
+                self._accept(parsed(functools.partial(wire.result_from_wire, message)))
             if not reply.results:
                 return
 
     def _outcome(self, codec: Codec, result: Result) -> Outcome:
-        data = self._download(
-            api.Blob(sum=result.round), codec.length * codec.ring.word_bytes, result.vector_digest
+        data = download(
+            self._channel,
+            self._membership.member,
+            api.Blob(sum=result.round),
+            codec.length * codec.ring.word_bytes,
+            result.vector_digest,
         )
         total = codec.ring.unpack(data, codec.length)
-        aggregate: Aggregate = _parsed(lambda: codec.decode(total))
+        aggregate: Aggregate = parsed(lambda: codec.decode(total))
         return Outcome(
             round=result.round,
             tensors=aggregate.tensors,
@@ -427,69 +402,11 @@ class Session:
             included=self.silo in result.survivors,
         )
 
-    def _download(self, blob: api.Blob, size: int, digest: bytes) -> bytearray:
-        session = self._member.session
-        data = bytearray(size)
-        for offset in range(0, size, session.chunk_bytes):
-            reply = self._channel.call(
-                "GetChunk",
-                api.GetChunkRequest(session_id=self._member.session_id, blob=blob, offset=offset),
-                api.GetChunkReply,
-            )
-            if len(reply.data) != min(session.chunk_bytes, size - offset):
-                raise FaultyServer("chunk-length", "The coordinator sent a chunk of a wrong size.")
-            data[offset : offset + len(reply.data)] = reply.data
-        if vector_digest(memoryview(data), session.chunk_bytes) != digest:
-            raise FaultyServer(
-                "result-digest",
-                "The coordinator's data are not those that were signed.",
-                "Nothing was applied.",
-            )
-        return data
-
-    # Who we are, and what the session is.
-
-    def _join(self) -> client.Member:
-        reply = self._channel.call(
-            "JoinSession", api.JoinSessionRequest(session=self.name), api.JoinSessionReply
-        )
-        credentials = self._profile.credentials
-        offered = SignedManifest.from_json(reply.manifest)
-        manifest = save_manifest(credentials.directory, offered).manifest
-        config = _parsed(lambda: wire_session.config_from_wire(reply.config))
-        if (config.name, config.consortium) != (self.name, credentials.identity.consortium):
-            raise FaultyServer("session-name", "The coordinator answered with another session.")
-        if self.silo not in config.silos:
-            raise FaultyServer("session-member", "The session's list of silos is without this one.")
-        self._policy.check_session(config)
-        return client.Member(
-            name=next(name for name in config.silos if name == self.silo),
-            identity=self._identity,
-            manifest=manifest,
-            policy=self._policy,
-            session=config,
-            session_id=bytes(reply.session_id),
-        )
-
-    def _refresh(self) -> client.Member:
-        """Take up a newer manifest; the session itself must be the one that was joined."""
-        fresh, joined = self._join(), self._member
-        if fresh.session_id != joined.session_id:
-            raise FaultyServer(
-                "session-replaced",
-                f"Another session named {self.name} has taken this one's place.",
-                "Join again if that is meant.",
-            )
-        if transcript.session_hash(fresh.session) != self.session_hash:
-            raise FaultyServer("session-changed", "The session's parameters changed.")
-        self._member = replace(joined, manifest=fresh.manifest)
-        return self._member
-
     # Tasks.
 
     def open_task(
         self, name: str, schema: Schema, *, step: str | None = None, weights: bytes | None = None
-    ) -> _Task:
+    ) -> Task:
         """Agree on a task: propose this silo's opening if asked, else compare with it.
 
         Args:
@@ -502,107 +419,14 @@ class Session:
             ConfigError: the session has no such task.
             InputError: this silo's tensors or step are not the session's.
         """
-        session = self._member.session
-        task = session.task(name)
-        if name not in self._tasks:
-            digest = transcript.NO_WEIGHTS
-            if weights is not None:
-                digest = vector_digest(weights, session.chunk_bytes)
-            own = transcript.TaskOpening(name, schema, step or "", digest)
-            Codec(task, schema, len(session.silos))
-            self._adopt(name, self._agree(own, weights))
-        known = self._tasks[name]
-        _compare(known.opening, schema, step)
-        return known
+        session = self._membership.member.session
+        session.task(name)
+        own = own_opening(name, schema, step or "", weights, session.chunk_bytes)
+        return self._tasks.open(own, weights, judge_step=step is not None)
 
     def initial_weights(self, name: str) -> bytearray:
         """Download the agreed initial weights of an open task."""
-        signed = self._signed[name]
-        return self._download(
-            api.Blob(weights=name), signed.weights_bytes, signed.opening.weights_digest
-        )
-
-    def _agree(
-        self, own: transcript.TaskOpening, weights: bytes | None
-    ) -> wire_session.SignedOpening:
-        request = api.OpenTaskRequest(session_id=self._member.session_id, task=own.task)
-        while True:
-            reply = self._channel.call("OpenTask", request, api.OpenTaskReply, seconds=POLL_SECONDS)
-            match reply.WhichOneof("answer"):
-                case "opening":
-                    return _opening(reply)
-                case "propose":
-                    self._propose(own, weights)
-
-    def _propose(self, own: transcript.TaskOpening, weights: bytes | None) -> None:
-        session_id = self._member.session_id
-        data = memoryview(weights or b"")
-        requests = (
-            api.PutChunkRequest(
-                session_id=session_id,
-                blob=api.Blob(weights=own.task),
-                offset=offset,
-                total=len(data),
-                data=chunk,
-            )
-            for offset, chunk in chunks(data, self._member.session.chunk_bytes)
-        )
-        self._channel.call_many("PutChunk", requests, api.Ack)
-        signed = wire_session.SignedOpening.sign(
-            own, len(data), self.silo, self._identity, self._opening_transcript
-        )
-        log.info("proposing task %s", own.task)
-        proposal = api.ProposeTaskRequest(
-            session_id=session_id, opening=wire_session.opening_to_wire(signed)
-        )
-        self._channel.call("ProposeTask", proposal, api.Ack)
-
-    def _fetch_opening(self, name: str) -> wire_session.SignedOpening:
-        request = api.OpenTaskRequest(session_id=self._member.session_id, task=name)
-        reply = self._channel.call("OpenTask", request, api.OpenTaskReply, seconds=POLL_SECONDS)
-        if reply.WhichOneof("answer") != "opening":
-            raise FaultyServer("task-opening", "A task with results has no opening.")
-        return _opening(reply)
-
-    def _adopt(self, name: str, signed: wire_session.SignedOpening) -> None:
-        """Check a proposer's signature under the manifest, and take the opening as the task's."""
-        member, opening = self._member, signed.opening
-        if opening.task != name:
-            raise FaultyServer("task-opening", "The coordinator answered with another task.")
-        key = next((k for n, k in member.manifest.silos.items() if n == signed.proposer), None)
-        if key is None or signed.proposer not in member.session.silos:
-            raise FaultyServer("task-proposer", "A task was opened by nobody of the session.")
-        try:
-            signed.verify(key, self._opening_transcript)
-        except MalformedMessage:
-            raise FaultyServer(
-                "task-signature", f"The opening of task {opening.task} is not its proposer's."
-            ) from None
-        task = member.session.task(opening.task)
-        codec = Codec(task, opening.schema, len(member.session.silos))
-        task_hash = opening.digest(self.session_hash)
-        self._ledger.record(Opened(member.session_id, opening.task, task_hash))
-        self._tasks[opening.task] = _Task(codec, opening, task_hash)
-        self._signed[opening.task] = signed
-
-
-def _compare(agreed: transcript.TaskOpening, schema: Schema, step: str | None) -> None:
-    ours, theirs = set(schema.tensors), set(agreed.schema.tensors)
-    if ours != theirs:
-        first = min(ours ^ theirs, key=lambda spec: spec.name)
-        raise InputError(
-            "task-schema",
-            f"Tensor {first.name!r} of shape {first.shape} is not alike here and in task "
-            f"{agreed.task} as it was opened.",
-            "All silos train the same model; compare versions, or share fewer tensors.",
-        )
-    if step is not None and step != agreed.step:
-        raise InputError(
-            "task-step",
-            f"This silo's global step is {step!r}; task {agreed.task} was opened with "
-            f"{agreed.step!r}.",
-            "Give all silos the same optimiser.",
-        )
+        return self._tasks.initial_weights(name)
 
 
 def _schema_of(tensors: Tensors) -> Schema:
@@ -616,14 +440,3 @@ def _schema_of(tensors: Tensors) -> Schema:
         return Schema.of(tensors)
     except MalformedMessage as error:
         raise InputError(error.code, error.observed) from None
-
-
-def _opening(reply: api.OpenTaskReply) -> wire_session.SignedOpening:
-    return _parsed(lambda: wire_session.opening_from_wire(reply.opening))
-
-
-def _parsed(parse: Callable[[], P]) -> P:
-    try:
-        return parse()
-    except MalformedMessage as error:
-        raise FaultyServer(error.code, error.observed, error.remedy) from None

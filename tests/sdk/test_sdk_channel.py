@@ -22,6 +22,7 @@ import client_sdk
 from client_sdk import channel as module
 from client_sdk.channel import Channel, CoordinatorRefused, CoordinatorUnreachable
 from client_sdk.session import Session
+from client_sdk.transfer import upload
 from secagg.errors import CredentialError, FaultyServer, NotFound, TooLate
 from secagg.pki.authority import Authority
 from secagg.pki.names import Role
@@ -330,8 +331,17 @@ def test_a_reply_of_another_kind(session: Session, monkeypatch: pytest.MonkeyPat
         session._channel.call("ListResults", api.ListResultsRequest(), api.ListResultsReply)
 
 
-def test_chunks_cover_a_blob_once() -> None:
+def test_an_upload_covers_its_blob_once(session: Session) -> None:
+    sent: list[api.PutChunkRequest] = []
+    member = session._membership.member
+    member = replace(member, session=replace(member.session, chunk_bytes=64))
     data = os.urandom(200)
-    pieces = list(module.chunks(memoryview(data), 64))
-    assert [offset for offset, _ in pieces] == [0, 64, 128, 192]
-    assert b"".join(piece for _, piece in pieces) == data
+
+    class Wire:
+        def call_many(self, method: str, requests: Any, kind: Any) -> None:
+            sent.extend(requests)
+
+    upload(Wire(), member, api.Blob(weights="x"), memoryview(data))  # type: ignore[arg-type]
+    assert [request.offset for request in sent] == [0, 64, 128, 192]
+    assert b"".join(request.data for request in sent) == data
+    assert {request.total for request in sent} == {200}

@@ -366,7 +366,7 @@ def _opened(fake: FakeChannel, session: Session) -> api.TaskOpening:
     signed = wire_session.opening_from_wire(fake.openings["statistics"])
     other = replace(signed.opening, task="other")
     made = wire_session.SignedOpening.sign(
-        other, 0, "a", session._identity, session._opening_transcript
+        other, 0, "a", session._membership.member.identity, session._membership.opening_transcript
     )
     return wire_session.opening_to_wire(made)
 
