@@ -36,6 +36,7 @@ from secagg.errors import (
     FaultyServer,
     InputError,
     MalformedMessage,
+    PoisonedResult,
     SessionEnded,
     StaleModel,
 )
@@ -173,6 +174,7 @@ class Session:
 
         Raises:
             InputError: what cannot be encoded, by name; nothing was sent.
+            PoisonedResult: the sum is of something else than updates; the next call goes on.
             RoundAborted: as many attempts as the session allows failed; call again to go on.
             PolicyRefused, FaultyServer: this silo refused; nothing was revealed.
             SessionEnded: the session is over, or has released all rounds of the task.
@@ -295,9 +297,9 @@ class Session:
         if state.calls >= len(known):
             return None
         result = known[state.calls]
-        outcome = self._outcome(state.codec, result)
-        state.calls += 1
-        return outcome
+        total = self._fetch_sum(state.codec, result)
+        state.calls += 1  # also where the sum turns out to be poisoned: it is this call's result
+        return self._outcome(state.codec, result, total)
 
     def await_result(self, task: str) -> Outcome:
         """Sit a round out and return its result.
@@ -381,7 +383,7 @@ class Session:
             if not reply.results:
                 return
 
-    def _outcome(self, codec: Codec, result: Result) -> Outcome:
+    def _fetch_sum(self, codec: Codec, result: Result) -> Vector:
         data = download(
             self._channel,
             self._membership.member,
@@ -389,8 +391,15 @@ class Session:
             codec.length * codec.ring.word_bytes,
             result.vector_digest,
         )
-        total = codec.ring.unpack(data, codec.length)
-        aggregate: Aggregate = parsed(lambda: codec.decode(total))
+        return codec.ring.unpack(data, codec.length)
+
+    def _outcome(self, codec: Codec, result: Result, total: Vector) -> Outcome:
+        try:
+            aggregate: Aggregate = codec.decode(total)
+        except MalformedMessage as error:
+            raise PoisonedResult(
+                error.code, f"Round {result.round}: {error.observed}", "Nothing is applied; go on."
+            ) from None
         return Outcome(
             round=result.round,
             tensors=aggregate.tensors,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from client_sdk.progress import log
 from secagg.encoding.schema import Schema
-from secagg.errors import OutOfOrder
+from secagg.errors import OutOfOrder, PoisonedResult
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +33,7 @@ class Round:
     ) -> None:
         self.number = number
         self.outcome: Outcome | None = None
+        self.poisoned = False
         self._session = session
         self._task = task
         self._agreed = agreed
@@ -61,16 +63,20 @@ class Round:
             OutOfOrder: this round was submitted before.
             InputError: the update, weight or metrics break the task's bounds; correct and submit
                 again.
+            PoisonedResult: somebody spoilt the sum; the model stays as it was, go on to the next
+                round.
             RoundAborted: the session's attempts failed; submit again to go on.
         """
-        if self.outcome is not None:
+        if self.outcome is not None or self.poisoned:
             raise OutOfOrder("round-submitted", f"Round {self.number} was submitted already.")
-        self.outcome = self._session.aggregate(
-            self._task,
-            self._agreed.delta(self._chosen(model)),
-            weight=weight,
-            metrics=metrics or {},
-        )
+        delta = self._agreed.delta(self._chosen(model))
+        try:
+            self.outcome = self._session.aggregate(
+                self._task, delta, weight=weight, metrics=metrics or {}
+            )
+        except PoisonedResult:
+            self.poisoned = True
+            raise
         self._agreed.step(self.outcome.tensors)
         return self.outcome
 
@@ -100,14 +106,17 @@ def rounds(
     agreed.load_into(own)
     session.on_export(lambda path: tensors.export_model(_loaded(model, agreed, chosen), path))
     for number in range(1, session.task_rounds(task) + 1):
-        outcome = session.replay(task)
-        if outcome is None:
-            current = Round(number, session, task, agreed, chosen)
-            yield current
-            if current.outcome is None:
-                outcome = session.await_result(task)
-        if outcome is not None:
-            agreed.step(outcome.tensors)
+        try:
+            outcome = session.replay(task)
+            if outcome is None:
+                current = Round(number, session, task, agreed, chosen)
+                yield current
+                if current.outcome is None and not current.poisoned:
+                    outcome = session.await_result(task)
+            if outcome is not None:
+                agreed.step(outcome.tensors)
+        except PoisonedResult as error:  # alike at all silos: nobody steps
+            log.warning("nothing applied: %s", error)
         agreed.load_into(chosen(model))
 
 

@@ -116,6 +116,14 @@ class RoundAborted(SecaggError):
         )
 
 
+class PoisonedResult(SecaggError):
+    """A released sum is no sum of encoded updates: a silo or the coordinator added something else.
+
+    All silos see the same sum and come to the same end: nothing is applied, and the task goes on
+    with its next round.
+    """
+
+
 class StaleModel(SecaggError):
     """This silo's base is not the one the cohort agreed on; it must replay the missed sums."""
 
