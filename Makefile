@@ -8,13 +8,13 @@ PIP      := $(BIN)/python -m pip --disable-pip-version-check install -q
 .PHONY: demo test check bench proto clean
 
 # torch first and pinned: indexes that offer a CPU build then do not pull CUDA.
-$(VENV)/.runtime: pyproject.toml
+$(VENV)/.runtime: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) $(TORCH)
 	$(PIP) -c constraints.txt -e '.[demo,ckks]'
 	touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime constraints.txt
+$(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 

@@ -76,6 +76,10 @@ class FileLedger:
         """Return the reveal on a base, if there was one."""
         return self._memory.revealed(base)
 
+    def opened(self, session_id: bytes, task: str) -> bool:
+        """Return whether an opening of a session's task was taken before."""
+        return self._memory.opened(session_id, task)
+
     def close(self) -> None:
         """Let another process use it."""
         os.close(self._file)
@@ -113,7 +117,7 @@ def _name(entry: Entry) -> str:
 
 def _entry(table: dict[str, Any]) -> Any:
     kind = _KINDS[table.pop("kind")]
-    for field in ("session_id", "base", "transcript", "task_hash"):
+    for field in ("session_id", "base", "transcript", "task_hash", "update"):
         if field in table:
             table[field] = bytes.fromhex(table[field])
     if kind is Revealed:

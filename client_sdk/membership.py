@@ -13,7 +13,8 @@ from client_sdk.profile import Profile
 from client_sdk.transfer import parsed
 from secagg.errors import ConfigError, FaultyServer
 from secagg.masking import transcript
-from secagg.masking.client import Member
+from secagg.masking.client import Member, check_session_name
+from secagg.masking.ledger import Ledger
 from secagg.pki.credentials import save_manifest
 from secagg.pki.manifest import SignedManifest
 from secagg.wire._pb import service_pb2 as api
@@ -27,6 +28,7 @@ class Membership:
         name: the session's name.
         profile: the silo's.
         channel: to the coordinator.
+        ledger: the silo's, which knows the sessions of this name that it took part in.
 
     Raises:
         ConfigError: the profile is not a silo's.
@@ -34,7 +36,7 @@ class Membership:
         FaultyServer: what the coordinator says of the session cannot be.
     """
 
-    def __init__(self, name: str, profile: Profile, channel: Channel) -> None:
+    def __init__(self, name: str, profile: Profile, channel: Channel, ledger: Ledger) -> None:
         if profile.policy is None or profile.credentials.identity_key is None:
             raise ConfigError("profile-role", "This profile is not a silo's.")
         self._name = name
@@ -43,6 +45,7 @@ class Membership:
         self._identity_key = profile.credentials.identity_key
         self._channel = channel
         self.member = self._ask()
+        check_session_name(name, self.member.session_id, profile.policy, ledger)
 
     @property
     def session_hash(self) -> bytes:

@@ -15,10 +15,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
+from blake3 import blake3
 
 from client_sdk.attempt import Submission
 from client_sdk.channel import POLL_SECONDS, Channel
@@ -29,6 +30,8 @@ from client_sdk.progress import Progress
 from client_sdk.tasks import Task, Tasks, own_opening
 from client_sdk.transfer import download, parsed
 from secagg.config import Weighting
+from secagg.crypto.kdf import derive
+from secagg.crypto.labels import UPDATE, enc, u64
 from secagg.encoding.codec import Aggregate, Codec, Tensors
 from secagg.encoding.schema import Schema
 from secagg.errors import (
@@ -52,9 +55,6 @@ if TYPE_CHECKING:
     import torch
 
     from client_sdk.trainer import Round
-
-
-P = TypeVar("P")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +113,7 @@ class Session:
         self._channel = Channel(profile)  # dials nobody yet; refused here, no ledger stays locked
         self._ledger = FileLedger(profile.state / "ledger.jsonl")
         try:
-            self._membership = Membership(name, profile, self._channel)
+            self._membership = Membership(name, profile, self._channel, self._ledger)
         except BaseException:
             self._release()
             raise
@@ -284,7 +284,22 @@ class Session:
                 return first.pop()
             return state.codec.encode(tensors, weight=weight, metrics=metrics, entropy=os.urandom)
 
-        return self._submit(task, encode)
+        return self._submit(task, encode, self._update_digest(tensors, weight, metrics))
+
+    def _update_digest(
+        self, tensors: Tensors, weight: float, metrics: Mapping[str, float]
+    ) -> bytes:
+        """Recognise an update without telling it: keyed by this silo's identity key."""
+        identity = self._membership.member.identity.private
+        key = derive(identity, salt=b"", label=UPDATE, parties=(self.silo,), size=32)
+        hasher = blake3(key=key.reveal())
+        for name in sorted(tensors):
+            array = np.ascontiguousarray(tensors[name])
+            hasher.update(enc(name.encode(), array.dtype.str.encode(), u64(array.nbytes)))
+            hasher.update(array.reshape(-1).view(np.uint8).data)
+        numbers = [weight, *(metrics[name] for name in sorted(metrics))]
+        hasher.update(enc(*(float(number).hex().encode() for number in numbers)))
+        return hasher.digest()
 
     def replay(self, task: str) -> Outcome | None:
         """Return the task's next result if the session has released it already."""
@@ -319,21 +334,23 @@ class Session:
                 raise SessionEnded("session-over", reply.ended)
         return outcome
 
-    def _submit(self, task: str, encode: Callable[[], Vector]) -> Outcome:
+    def _submit(self, task: str, encode: Callable[[], Vector], update: bytes) -> Outcome:
         state = self._tasks[task]
         if state.calls >= self.task_rounds(task):
             raise SessionEnded("task-done", f"Task {task} has released all its results.")
         with Progress(f"{self.name} {task} {state.calls + 1}") as progress:
-            while (outcome := self._take_part(task, encode, progress)) is None:
+            while (outcome := self._take_part(task, encode, update, progress)) is None:
                 progress.say("another task's round came first")
         return outcome
 
     def _take_part(
-        self, task: str, encode: Callable[[], Vector], progress: Progress
+        self, task: str, encode: Callable[[], Vector], update: bytes, progress: Progress
     ) -> Outcome | None:
         """Take part in the session's next round; None if its result was another task's."""
         stood = len(self._results)
-        expected = client.Expected(task, stood + 1, self._base(self._tasks[task]))
+        state = self._tasks[task]
+        position = transcript.position_of(state.hash, state.released)
+        expected = client.Expected(task, stood + 1, self._base(state), position, update)
         submission = Submission(
             self._channel,
             self._membership.refresh,
@@ -363,10 +380,14 @@ class Session:
         """Check a signed result against this silo's history, and move the history on."""
         if result.task not in {task.name for task in self._membership.member.session.tasks}:
             raise FaultyServer("result-task", "A result is of no task of the session.")
-        base = self._base(self._tasks.meet(result.task))
+        task = self._tasks.meet(result.task)
+        if len(task.released) >= self.task_rounds(result.task):
+            raise FaultyServer("result-rounds", "A task has more results than its session allows.")
+        base = self._base(task)
         expected = client.Expected(result.task, len(self._results) + 1, base)
         tau4 = client.check_result(result, self._membership.member, expected, seen)
         self._results.append(result)
+        task.released.append(tau4)
         self._history = transcript.next_history(self._history, tau4)
 
     def _sync(self) -> None:

@@ -6,7 +6,7 @@ which one was taken: a coordinator cannot start a task over under the silo's fee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from client_sdk.channel import POLL_SECONDS, Channel
 from client_sdk.membership import Membership
@@ -31,12 +31,14 @@ class Task:
         codec: encodes and decodes its vectors.
         hash: the task's hash within the session.
         calls: how many of its results this process has been given.
+        released: τ4 of its results so far.
     """
 
     signed: SignedOpening
     codec: Codec
     hash: bytes
     calls: int = 0
+    released: list[bytes] = field(default_factory=list)
 
 
 class Tasks:
@@ -102,7 +104,17 @@ class Tasks:
                     self._propose(own, weights or b"")
 
     def _propose(self, own: transcript.TaskOpening, weights: bytes) -> None:
+        """Propose an opening: its weights, which the coordinator can read, as a session begins.
+
+        Never twice: what a silo holds after it took an opening is trained on its own data.
+        """
         membership, member = self._membership, self._membership.member
+        if self._ledger.opened(member.session_id, own.task):
+            raise FaultyServer(
+                "task-propose-again",
+                f"The coordinator asked for initial weights of task {own.task} a second time.",
+                "Nothing was sent: the model may be trained by now.",
+            )
         upload(self._channel, member, api.Blob(weights=own.task), memoryview(weights))
         signed = SignedOpening.sign(
             own, len(weights), member.name, member.identity, membership.opening_transcript

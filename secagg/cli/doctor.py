@@ -16,7 +16,8 @@ import click
 )
 @click.option("--session", help="Also check that this session can be joined.")
 def doctor(profile: Path | None, session: str | None) -> None:
-    """Check this silo's files, certificate, clock, ledger and way to the coordinator."""
+    """Check this silo's files, certificate and clock; with --session also its ledger and the
+    way to the coordinator."""
     from client_sdk.profile import load_profile
 
     loaded = load_profile(profile)
@@ -29,7 +30,6 @@ def doctor(profile: Path | None, session: str | None) -> None:
         return
     from client_sdk.session import join
 
-    with join(session, profile=loaded) as joined:
+    with join(session, profile=loaded):
         click.echo(f"ok  {loaded.coordinator} answers; session {session} is within the policy")
         click.echo(f"ok  ledger in {loaded.state} is sound")
-        del joined

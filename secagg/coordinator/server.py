@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -70,8 +71,10 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     if credentials.identity_key is None:
         raise CredentialError("key-malformed", "The coordinator has no identity key.")
     settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    shutil.rmtree(settings.state / "sessions", ignore_errors=True)  # of a process that is gone
+    (settings.state / "sessions").mkdir(mode=0o700)
     sessions = Sessions(settings, Manifests(credentials), credentials.identity_key, fresh)
-    health = HealthServicer()
+    health = _Health()
     server = _server(settings, sessions, health)
     port = _bind(server, settings, ServerCertificate(credentials))
     await server.start()
@@ -89,6 +92,16 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
         structlog.get_logger().warning("stop-forced")
         return False
     return True
+
+
+class _Health(HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1 without its stream: every call of this server is unary."""
+
+    async def Watch(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """Refuse: a stream a caller would never end."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "call Check")
 
 
 def _server(settings: Settings, sessions: Sessions, health: HealthServicer) -> grpc.aio.Server:

@@ -179,7 +179,7 @@ def _method(
                 structlog.get_logger().error(
                     "internal", method=method.__name__, peer=name, kind=type(error).__name__
                 )
-                raise
+                await context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
         return serve
 

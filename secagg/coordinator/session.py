@@ -135,6 +135,12 @@ class Attempt:
     broadcasts: list[Broadcast] = field(default_factory=list)
     members: list[tuple[SiloId, ...]] = field(default_factory=list)
     uploads: dict[SiloId, Upload] = field(default_factory=dict)
+    left: set[SiloId] = field(default_factory=set)
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is nobody left to wait for in the current phase."""
+        return set(self.server.expected) <= self.server.arrived | self.left
 
     def event(self, silo: SiloId, seen: int) -> Event | None:
         """What this silo gets to see after ``seen`` broadcasts."""
@@ -296,6 +302,8 @@ class Session:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {task}.")
         if not 0 < total <= self._max_weights:
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
+        called = self.last_call.get(silo, proposal.deadline - PROPOSAL_SECONDS)
+        proposal.deadline = max(proposal.deadline, called + PROPOSAL_SECONDS)  # it is at work
         if proposal.upload is None or proposal.upload.total != total:
             proposal.discard()
             path = self.directory / "weights" / f"{task}.safetensors"
@@ -326,8 +334,10 @@ class Session:
         self._ready[silo] = task
 
     def leave(self, silo: SiloId) -> None:
-        """Take back a silo's Ready."""
+        """Take back a silo's Ready; the attempt that runs does not wait for it any more."""
         self._ready.pop(silo, None)
+        if self.attempt is not None:
+            self.attempt.left.add(silo)
 
     def send(self, message: ClientMessage, round_number: int, attempt: int) -> bool:
         """Pass a message to the attempt that it names.
@@ -467,7 +477,7 @@ class Session:
         live = self.attempt
         if live is None:
             return self._open_attempt(now)
-        if not live.server.complete and now < live.deadline:
+        if not live.complete and now < live.deadline:
             return False
         self._close_phase(live, now)
         return True
@@ -490,7 +500,7 @@ class Session:
         if len(cohort) < self.config.min_cohort:
             return False
         self._start(task, cohort, now)
-        return True
+        return self.attempt is not None
 
     def _present(self) -> set[SiloId]:
         """Who could be in the next attempt."""
@@ -503,11 +513,14 @@ class Session:
         return max(groups.items(), key=lambda item: len(item[1]), default=("", ()))
 
     def _start(self, task: str, cohort: tuple[SiloId, ...], now: float) -> None:
+        manifest = self._manifest()
+        if not set(cohort) <= manifest.silos.keys():
+            return  # somebody was revoked just now: the next look forms a cohort without it
         self._attempts += 1
         opening = Opening(
             session=self.config,
             session_id=self.session_id,
-            manifest=self._manifest(),
+            manifest=manifest,
             task=task,
             round=self.round,
             attempt=self._attempts,

@@ -39,6 +39,7 @@ SHARE: Final = "share"
 CHANNEL_KEY: Final = "channel"
 PAIR_STREAM: Final = "pair"
 SELF_STREAM: Final = "self"
+UPDATE: Final = "update"
 
 # Vector digests (BLAKE3 derive-key context).
 VECTOR: Final = "secagg/1/vector"

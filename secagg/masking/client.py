@@ -37,7 +37,14 @@ from secagg.crypto.sign import IdentityKey, verify
 from secagg.errors import FaultyServer, MalformedMessage, OutOfOrder, PolicyRefused
 from secagg.masking import transcript
 from secagg.masking.graph import holders, neighbours
-from secagg.masking.ledger import Joined, Ledger, Recorded, Revealed, check_differencing
+from secagg.masking.ledger import (
+    Joined,
+    Ledger,
+    Recorded,
+    Revealed,
+    check_differencing,
+    check_update,
+)
 from secagg.masking.manifest import Manifest
 from secagg.masking.masks import pair_mask, self_mask
 from secagg.masking.messages import (
@@ -85,11 +92,24 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """Where this client stands: it takes part in nothing else."""
+    """Where this client stands: it takes part in nothing else.
+
+    Args:
+        task: the task it has an update for.
+        round: the session's round.
+        base: what the round starts from, over all tasks' results; part of every key.
+        position: which result of this task the update is for, whatever other tasks release
+            meanwhile (``transcript.position_of``): what the ledger remembers reveals by. Empty
+            where the session has one task: then it is the base.
+        update: keyed digest of the update, so that one position never opens two of them; empty
+            where the caller cannot hold two.
+    """
 
     task: str
     round: int
     base: bytes
+    position: bytes = b""
+    update: bytes = b""
 
 
 @dataclass(slots=True)
@@ -114,6 +134,11 @@ class _Attempt:
     member: Member
     descriptor: Descriptor
     tau0: bytes
+    expected: Expected
+
+    @property
+    def position(self) -> bytes:
+        return self.expected.position or self.expected.base
 
     @property
     def me(self) -> SiloId:
@@ -165,7 +190,7 @@ def admit(descriptor: Descriptor, member: Member, expected: Expected, ledger: Le
         descriptor.base,
         tau0,
     )
-    return Admitted(_Attempt(member, descriptor, tau0), entry)
+    return Admitted(_Attempt(member, descriptor, tau0, expected), entry)
 
 
 def _check_origin(descriptor: Descriptor, member: Member) -> None:
@@ -197,11 +222,19 @@ def _check_place(
         _refuse("descriptor-base", "The round starts from another model or task than this silo's.")
     if (descriptor.round, descriptor.attempt) <= ledger.last_attempt(member.session_id):
         _refuse("descriptor-replay", "The attempt is not newer than one already joined.")
-    others = ledger.session_ids(member.session.name) - {member.session_id}
-    if others and member.session.name not in member.policy.repeat_sessions:
+    check_session_name(member.session.name, member.session_id, member.policy, ledger)
+
+
+def check_session_name(name: str, session_id: bytes, policy: Policy, ledger: Ledger) -> None:
+    """Return if this silo may take part in this session of a name.
+
+    Raises:
+        PolicyRefused: it took part in another one, and its operator does not consent to a second.
+    """
+    if ledger.session_ids(name) - {session_id} and name not in policy.repeat_sessions:
         raise PolicyRefused(
             "policy-session-name",
-            f"This silo already took part in another session named {member.session.name}.",
+            f"This silo already took part in another session named {name}.",
             "If that is meant, its operator adds the name to repeat_sessions in policy.toml.",
         )
 
@@ -487,7 +520,9 @@ def check_survivors(
     state._once.spend()
     attempt = state.attempt
     names = _check_commits(state, survivors)
-    check_differencing(ledger.revealed(attempt.descriptor.base), names)
+    past = ledger.revealed(attempt.position)
+    check_differencing(past, names)
+    check_update(past, attempt.expected.update)
     tau3 = transcript.survivors_transcript(state.tau2, survivors.commits)
     body = Consistency(attempt.me, bytes(64)).body()
     signed = Consistency(attempt.me, attempt.sign(SIGN_CONSISTENCY, tau3, body))
@@ -542,7 +577,7 @@ def check_consistency(state: SurvivorsSigned, signatures: Signatures) -> Consist
         attempt.verify(SIGN_CONSISTENCY, state.tau3, signed.sender, signed.body(), signed.signature)
     if len(signers) < attempt.descriptor.threshold:
         _refuse("consistency-threshold", "Fewer silos signed the survivors than the threshold.")
-    entry = Revealed(attempt.descriptor.base, state.tau3, state.survivors)
+    entry = Revealed(attempt.position, state.tau3, state.survivors, attempt.expected.update)
     return ConsistentSurvivors(
         attempt, state.tau3, state.dealers, state.survivors, state.held, entry
     )

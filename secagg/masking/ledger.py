@@ -2,8 +2,8 @@
 
 Two sums over one base whose survivors differ by a few silos give away those few silos' updates by
 subtraction. So **a silo opens one survivor set a base**: after a reveal, another attempt or session
-on that base is signed only if its survivors are the very same. The same set again gives the
-coordinator nothing new, so repeats are allowed without limit.
+on that base is signed only if its survivors, and this silo's own update, are the very same. The
+same sum again gives the coordinator nothing new, so repeats are allowed without limit.
 
 The design allowed a second set that differs in at least n_c + 2 silos. That is not enough, since
 the rule binds each silo alone: five honest silos and the cohorts {a, x1, x2}, {a, y1, y2} and
@@ -40,11 +40,19 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Revealed:
-    """The silo is about to reveal shares that open the sum of these survivors on this base."""
+    """The silo is about to reveal shares that open the sum of these survivors on this base.
+
+    Args:
+        base: the position of the task that the sum is for (``client.Expected.position``).
+        transcript: τ3.
+        survivors: U3.
+        update: keyed digest of this silo's own update in the sum.
+    """
 
     base: bytes
     transcript: bytes
     survivors: tuple[SiloId, ...]
+    update: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,10 @@ class Ledger(Protocol):
         """Return the reveal on a base, if there was one."""
         ...
 
+    def opened(self, session_id: bytes, task: str) -> bool:
+        """Return whether an opening of a session's task was taken before."""
+        ...
+
 
 class MemoryLedger:
     """A ledger that lasts as long as its process: for simulation, and under a durable one."""
@@ -127,6 +139,7 @@ class MemoryLedger:
                     )
             case Revealed():
                 check_differencing(self.revealed(entry.base), entry.survivors)
+                check_update(self.revealed(entry.base), entry.update)
             case _:
                 known = self._opened.get((entry.session_id, entry.task), entry.task_hash)
                 if known != entry.task_hash:
@@ -148,6 +161,10 @@ class MemoryLedger:
         """Return the reveal on a base, if there was one."""
         return self._revealed.get(base)
 
+    def opened(self, session_id: bytes, task: str) -> bool:
+        """Return whether an opening of a session's task was taken before."""
+        return (session_id, task) in self._opened
+
 
 def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> None:
     """Return if a sum over these survivors may be opened after that reveal on the same base.
@@ -162,4 +179,20 @@ def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> 
             "A sum on this base was already opened with other survivors; "
             "the difference of the two would show few silos' updates.",
             "Bring the same silos back, or train on a new base.",
+        )
+
+
+def check_update(past: Revealed | None, update: bytes) -> None:
+    """Return if this update may be in a sum after that reveal on the same base.
+
+    Raises:
+        PolicyRefused: another update of this silo was: the difference of the two sums would show
+            what changed.
+    """
+    if past is not None and past.update != update:
+        raise PolicyRefused(
+            "differencing-update",
+            "A sum with another update of this silo was already opened on this base; "
+            "the difference of the two would show what changed.",
+            "Submit the very same update again, or use a session with other parameters.",
         )

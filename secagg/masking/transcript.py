@@ -20,7 +20,7 @@ silos apply the same signed sums to the same initial weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -135,6 +135,19 @@ def next_history(history: bytes, result: bytes) -> bytes:
 def base_of(history: bytes, task: bytes) -> bytes:
     """What a round of a task starts from."""
     return digest(BASE, history, task)
+
+
+def position_of(task: bytes, results: Iterable[bytes]) -> bytes:
+    """Which result of a task comes next: its hash and the τ4 of its own results so far.
+
+    Other tasks' results do not move it. The base, which they do move, would let a coordinator that
+    opened a sum and denied it release a made-up result of another task, and have the same update
+    on a new base, with other survivors.
+    """
+    position = digest(HISTORY, task)
+    for result in results:
+        position = next_history(position, result)
+    return position
 
 
 def round_transcript(descriptor: Descriptor) -> bytes:

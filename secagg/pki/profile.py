@@ -22,7 +22,7 @@ _ADDRESS: Final = re.compile(rf"{_HOST}:([1-9][0-9]{{0,4}})", re.ASCII)
 _PROFILE_TEXT: Final = """\
 # Where the coordinator listens.
 coordinator = "{coordinator}"
-# Where this process keeps its ledger and checkpoints, relative to this file.
+# Where this process keeps its ledger, relative to this file.
 state = "state"
 """
 

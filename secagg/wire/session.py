@@ -8,7 +8,7 @@ from typing import Any
 from secagg.config import SessionConfig, parse_table
 from secagg.crypto.labels import SIGN_TASK, enc, u64
 from secagg.crypto.sign import SIGNATURE_BYTES, IdentityKey, verify
-from secagg.encoding.schema import Schema, TensorSpec
+from secagg.encoding.schema import MAX_TENSORS, Schema, TensorSpec
 from secagg.errors import ConfigError, MalformedMessage, RoundAborted
 from secagg.masking.transcript import NO_WEIGHTS, TaskOpening
 from secagg.wire._pb import service_pb2 as api
@@ -154,6 +154,7 @@ def opening_from_wire(message: api.TaskOpening) -> SignedOpening:
         or len(message.signature) != SIGNATURE_BYTES
         or (message.weights_bytes == 0) != (message.weights_digest == NO_WEIGHTS)
         or len(message.step) > 4096
+        or len(message.tensors) > MAX_TENSORS
     ):
         raise MalformedMessage("opening-size", "A task's opening has fields of the wrong size.")
     schema = Schema(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))

@@ -105,3 +105,23 @@ def test_differencing_allows_equal_sets_only(past: tuple[Any, ...], new: tuple[A
     else:
         with pytest.raises(PolicyRefused):
             check_differencing(reveal, new)
+
+
+def test_another_update_on_an_opened_base_is_refused() -> None:
+    """The same survivors with another update of this silo: the difference is what changed."""
+    book = MemoryLedger()
+    first = Revealed(BASE, b"3" * 32, (A, B, C), b"5" * 32)
+    book.record(first)
+    book.record(first)
+    with pytest.raises(PolicyRefused) as caught:
+        book.record(Revealed(BASE, b"4" * 32, (A, B, C), b"6" * 32))
+    assert caught.value.code == "differencing-update"
+    assert book.revealed(BASE) == first
+
+
+def test_openings_are_remembered() -> None:
+    book = MemoryLedger()
+    assert not book.opened(b"1" * 32, "training")
+    book.record(Opened(b"1" * 32, "training", b"2" * 32))
+    assert book.opened(b"1" * 32, "training")
+    assert not book.opened(b"1" * 32, "other")

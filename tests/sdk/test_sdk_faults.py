@@ -317,8 +317,8 @@ def test_another_session_of_the_name_is_told_apart(federation: Federation) -> No
 
     together = threading.Barrier(4)
     federation.play(name, old)
-    with client_sdk.join(name, profile=federation.silo("a")) as session:
-        assert session.rounds_done == 0
+    with refused(PolicyRefused, "policy-session-name"):
+        client_sdk.join(name, profile=federation.silo("a"))
 
 
 def test_a_used_name_needs_consent(federation: Federation) -> None:
@@ -330,23 +330,16 @@ def test_a_used_name_needs_consent(federation: Federation) -> None:
         policy = federation.silo(silo) / "policy.toml"
         text = policy.read_text()
         policy.write_text(text.replace("repeat_sessions = []", f'repeat_sessions = ["{name}"]'))
-    sent: list[str] = []
+    with refused(PolicyRefused, "policy-session-name"):  # before anything is sent
+        client_sdk.join(name, profile=federation.silo("d"))
+    work: dict[str, Any] = {s: lambda s=s: alone(s) for s in ABC}
 
-    def unasked(session: Session) -> None:
-        real = session._channel.call
+    def alone(silo: str) -> Outcome:
+        with client_sdk.join(name, profile=federation.silo(silo)) as session:
+            return add(session)
 
-        def call(method: str, request: Any, kind: Any, **options: Any) -> Any:
-            sent.append(method)
-            return real(method, request, kind, **options)
-
-        session._channel.call = call  # type: ignore[method-assign]
-        with refused(PolicyRefused, "policy-session-name"):
-            session.aggregate("statistics", {"x": np.zeros(1)}, weight=1.0, metrics={})
-
-    # Its refusal comes at the descriptor; the others then need no more than one phase's deadline.
-    found = federation.play(name, add, d=unasked)  # type: ignore[arg-type]
+    found = federation.together(name, work)
     assert totals([found["a"]]) == pytest.approx([6.0])
-    assert "Send" not in sent
 
 
 def test_a_newer_manifest_is_relayed(

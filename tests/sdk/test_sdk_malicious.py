@@ -27,6 +27,7 @@ from secagg.errors import (
     StaleModel,
     TooLate,
 )
+from secagg.masking import transcript
 from secagg.pki.manifest import SignedManifest
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
@@ -601,3 +602,50 @@ def test_a_last_message_whose_acknowledgement_was_lost(session: Session, fake: F
     ]
     assert add(session)["x"] == pytest.approx(3.0)
     assert fake.methods.count("Ready") == 1
+
+
+def test_another_tasks_made_up_results_do_not_move_what_the_ledger_remembers(
+    session: Session, fake: FakeChannel
+) -> None:
+    """A coordinator that opened a sum and denies it cannot have the update on a new base."""
+    session.open_task("statistics", _schema(3))
+    fake.openings["other"] = _opened(fake, session)
+    state = session._tasks["statistics"]
+    before = transcript.position_of(state.hash, state.released)
+    base = session._base(state)
+    fake.release("other", {"x": np.full(3, 2.0)})
+    session._sync()
+    assert session._base(state) != base
+    assert transcript.position_of(state.hash, state.released) == before
+
+
+def test_more_results_than_the_session_allows(session: Session, fake: FakeChannel) -> None:
+    session.open_task("statistics", _schema(3))
+    for _ in range(session.task_rounds("statistics") + 1):
+        fake.release("statistics", X)
+    with refused(FaultyServer, "result-rounds"):
+        session._sync()
+
+
+def test_initial_weights_are_proposed_once(session: Session, fake: FakeChannel) -> None:
+    """What a silo holds after it took an opening is trained: it is never uploaded in the clear."""
+    model = nn.Linear(2, 2)
+    next(iter(session.rounds(model)))
+    sent = len(fake.blobs)
+    fake.openings.pop("training")
+    session._tasks._known.clear()  # as after a restart
+    with refused(FaultyServer, "task-propose-again"):
+        next(iter(session.rounds(model)))
+    assert len(fake.blobs) == sent
+
+
+def test_one_position_opens_one_update(session: Session) -> None:
+    """The ledger tells a changed update by its keyed digest, whatever the survivors are."""
+    digests = {
+        session._update_digest({"x": np.array(value)}, weight, {})
+        for value, weight in (([1.0, 2.0], 1.0), ([1.0, 3.0], 1.0), ([1.0, 2.0], 2.0))
+    }
+    assert len(digests) == 3
+    same = session._update_digest({"x": np.array([1.0, 2.0])}, 1.0, {})
+    assert same in digests
+    assert len(same) == 32
