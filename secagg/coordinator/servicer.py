@@ -175,7 +175,7 @@ def _method(
                 context.set_trailing_metadata(((CODE_KEY, error.code),))
                 text = " ".join(part for part in (error.observed, error.remedy) if part)
                 await context.abort(status, text[:MAX_DETAILS])
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the border: told and logged as internal
                 structlog.get_logger().error(
                     "internal", method=method.__name__, peer=name, kind=type(error).__name__
                 )

@@ -81,7 +81,7 @@ def test_every_test_is_of_a_threat() -> None:
         for name in names_in(file)
         if name.startswith("test_")
     }
-    assert found == named
+    assert found <= named
 
 
 def test_no_test_is_parametrised() -> None:
