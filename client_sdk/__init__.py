@@ -8,9 +8,10 @@
             round.submit(model, weight=len(loader.dataset), metrics=metrics)
 
 Under it are ``session.mean(tensors, weight)`` and ``session.sum(tensors)``, which take NumPy arrays
-and need no torch. Nothing that leaves this process can be read by anybody but as part of a sum over
-at least t silos; what the coordinator says about itself, the cohort or the parameters is checked
-against the silo's own certificate, manifest, policy file and ledger before a key is sent.
+and need no torch. No update that leaves this process can be read by anybody but as part of a sum
+over at least t silos (the initial weights, which the first silo proposes, can). What the
+coordinator says about itself, the cohort or the parameters is checked against the silo's own
+certificate, manifest, policy file and ledger before a key is sent.
 """
 
 from client_sdk.profile import Profile, load_profile

@@ -42,6 +42,7 @@ from secagg.errors import (
     ConfigError,
     Conflict,
     FaultyClient,
+    FaultyClientOrServer,
     MalformedMessage,
     RoundAborted,
     TooLate,
@@ -372,14 +373,19 @@ class ServerRound:
         for dealer in self._dealings:
             good = sum(dealer not in commit.bad_dealers for commit in commits.values())
             if good < self.threshold:
+                fault = FaultyClientOrServer(
+                    dealer,
+                    "shares-unopened",
+                    f"Too few silos could open the shares of {dealer} "
+                    "(it or the coordinator is at fault).",
+                )
                 raise RoundAborted(
                     Phase.MASKED_INPUT,
                     good,
                     self.threshold,
                     blamed=(dealer,),
-                    because=f"Too few silos could open the shares of {dealer} "
-                    "(it or the coordinator is at fault).",
-                )
+                    because=fault.observed,
+                ) from fault
 
     def _close_consistency(self) -> Signatures:
         signed = _of(Consistency, self._accepted[Phase.CONSISTENCY])
