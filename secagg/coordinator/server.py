@@ -77,11 +77,12 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     health = _Health()
     server = _server(settings, sessions, health)
     port = _bind(server, settings, ServerCertificate(credentials))
+    stop = _stop_signal()  # before anybody can know that calls are served
     await server.start()
     await health.set("", health_pb2.HealthCheckResponse.SERVING)
     structlog.get_logger().info("serving", port=port, consortium=credentials.identity.consortium)
     announce(port)
-    await _stop_signal()
+    await stop.wait()
     structlog.get_logger().info("stopping", grace=settings.grace)
     try:
         async with asyncio.timeout(settings.grace + FORCE_SECONDS):
@@ -131,9 +132,10 @@ def _bind(server: grpc.aio.Server, settings: Settings, certificate: ServerCertif
         ) from None
 
 
-async def _stop_signal() -> None:
+def _stop_signal() -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    await stop.wait()
+    return stop
