@@ -41,9 +41,7 @@ from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
-Q = TypeVar("Q")
 R = TypeVar("R")
-PACKAGE: Final = "secagg.v1"
 RESULTS_A_PAGE: Final = 100
 MAX_DETAILS: Final = 500
 """Characters of a refusal's text: it may quote the caller, and clients bound what they read."""

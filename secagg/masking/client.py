@@ -15,8 +15,8 @@ What each step guards against is said beside its check. Source: Bonawitz et al. 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import NoReturn, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Final, NoReturn, TypeAlias, TypeVar
 
 from secagg.config import Policy, SessionConfig, SiloId
 from secagg.crypto.digest import vector_digest
@@ -33,7 +33,7 @@ from secagg.crypto.labels import (
     digest,
 )
 from secagg.crypto.secret import Entropy, Secret
-from secagg.crypto.sign import IdentityKey, verify
+from secagg.crypto.sign import SIGNATURE_BYTES, IdentityKey, verify
 from secagg.errors import FaultyServer, MalformedMessage, OutOfOrder, PolicyRefused
 from secagg.masking import transcript
 from secagg.masking.graph import holders, neighbours
@@ -67,6 +67,9 @@ from secagg.masking.messages import (
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares
 from secagg.ring.expand import apply_masks
 from secagg.ring.vectors import Ring, Vector
+
+M = TypeVar("M", AdvertiseKeys, ShareKeys, MaskedInput, Consistency, Unmasking)
+_UNSIGNED: Final = bytes(SIGNATURE_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +151,10 @@ class _Attempt:
     def ring(self) -> Ring:
         return Ring(self.member.session.task(self.descriptor.task).ring_bits)
 
-    def sign(self, kind: str, tau: bytes, body: bytes) -> bytes:
-        return self.member.identity.sign(kind, tau, body)
+    def sign(self, kind: str, tau: bytes, unsigned: M) -> M:
+        """Return a message, made with an empty signature, with this silo's."""
+        signature = self.member.identity.sign(kind, tau, unsigned.body())
+        return replace(unsigned, signature=signature)
 
     def verify(self, kind: str, tau: bytes, sender: SiloId, body: bytes, signature: bytes) -> None:
         try:
@@ -286,16 +291,9 @@ def advertise_keys(
         channel.public,
         mask_key.public,
         digest(SELF_SEED, self_seed.reveal()),
-        bytes(64),
+        _UNSIGNED,
     )
-    signature = attempt.sign(SIGN_ADVERTISE_KEYS, attempt.tau0, unsigned.body())
-    advert = AdvertiseKeys(
-        unsigned.sender,
-        unsigned.channel_key,
-        unsigned.mask_key,
-        unsigned.self_seed_hash,
-        signature,
-    )
+    advert = attempt.sign(SIGN_ADVERTISE_KEYS, attempt.tau0, unsigned)
     return KeysAdvertised(attempt, channel, mask_key, self_seed, advert), advert
 
 
@@ -338,9 +336,8 @@ def share_keys(
     )
     boxes = _seal_boxes(state, adverts, shares, tau1)
     commitments = tuple(shares[holder].commitment(holder, tau1) for holder in mine)
-    unsigned = ShareKeys(attempt.me, commitments, boxes, bytes(64))
-    signature = attempt.sign(SIGN_SHARE_KEYS, tau1, unsigned.body())
-    sent = ShareKeys(attempt.me, commitments, boxes, signature)
+    unsigned = ShareKeys(attempt.me, commitments, boxes, _UNSIGNED)
+    sent = attempt.sign(SIGN_SHARE_KEYS, tau1, unsigned)
     shared = KeysShared(
         attempt,
         tau1,
@@ -424,9 +421,7 @@ def mask_input(state: KeysShared, dealt: Dealt, vector: Vector) -> tuple[InputMa
     dealers = tuple(dealing.dealer for dealing in dealings)
     _mask(state, dealers, vector)
     words = vector_digest(attempt.ring.pack(vector), attempt.member.session.chunk_bytes)
-    unsigned = MaskedInput(attempt.me, words, bad, bytes(64))
-    signature = attempt.sign(SIGN_MASKED_INPUT, tau2, unsigned.body())
-    commit = MaskedInput(attempt.me, words, bad, signature)
+    commit = attempt.sign(SIGN_MASKED_INPUT, tau2, MaskedInput(attempt.me, words, bad, _UNSIGNED))
     return InputMasked(attempt, tau2, dealers, held, commit), commit
 
 
@@ -524,8 +519,7 @@ def check_survivors(
     check_differencing(past, names)
     check_update(past, attempt.expected.update)
     tau3 = transcript.survivors_transcript(state.tau2, survivors.commits)
-    body = Consistency(attempt.me, bytes(64)).body()
-    signed = Consistency(attempt.me, attempt.sign(SIGN_CONSISTENCY, tau3, body))
+    signed = attempt.sign(SIGN_CONSISTENCY, tau3, Consistency(attempt.me, _UNSIGNED))
     return SurvivorsSigned(attempt, tau3, state.dealers, names, state.held), signed
 
 
@@ -615,10 +609,9 @@ def reveal_shares(
         for owner in state.dealers
         if owner in state.held
     )
-    unsigned = Unmasking(attempt.me, shares, bytes(64))
-    signature = attempt.sign(SIGN_UNMASKING, state.tau3, unsigned.body())
+    unsigned = Unmasking(attempt.me, shares, _UNSIGNED)
     revealed = SharesRevealed(attempt, state.tau3, state.survivors)
-    return revealed, Unmasking(attempt.me, shares, signature)
+    return revealed, attempt.sign(SIGN_UNMASKING, state.tau3, unsigned)
 
 
 Watched: TypeAlias = SurvivorsSigned | ConsistentSurvivors | SharesRevealed
