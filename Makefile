@@ -35,7 +35,7 @@ bench: $(VENV)/.dev
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \
-	  proto/secagg/v1/masking.proto proto/secagg/v1/service.proto
+	  proto/secagg/v1/masking.proto proto/secagg/v1/service.proto proto/secagg/v1/journal.proto
 
 clean:
 	rm -rf $(VENV) build *.egg-info .coverage* .hypothesis .mypy_cache .ruff_cache .pytest_cache

@@ -10,6 +10,8 @@ Texts never hold a protocol value: no key, share, seed, digest or word of a vect
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class SecaggError(Exception):
     """Base of all errors of this product.
@@ -146,3 +148,23 @@ class NotFound(SecaggError):
 
 class QuotaExceeded(SecaggError):
     """The caller asks for more than it may use."""
+
+
+class StorageFailed(SecaggError):
+    """This machine's disk did not take or give bytes: whoever needed them stops, nothing counts."""
+
+
+class StorageDamaged(SecaggError):
+    """Stored bytes are not those that were written; the text names the place."""
+
+
+class StorageInUse(SecaggError):
+    """Another process works in this directory."""
+
+
+EXIT_CODES: Final[dict[type[SecaggError], int]] = {
+    StorageFailed: 74,  # EX_IOERR
+    StorageInUse: 75,  # EX_TEMPFAIL: it may go away
+    StorageDamaged: 76,
+}
+"""Exit status of a command that ended with one of these; 1 for all others."""

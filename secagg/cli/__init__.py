@@ -1,7 +1,8 @@
 """The command line: thin commands over the packages.
 
 Exit status 0 when done, 1 with ``[code] what was observed. what to do`` on standard error when not,
-2 for a wrong call.
+2 for a wrong call; 74 where the disk failed, 75 where another process holds the state directory, 76
+where what lies there is damaged.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import click
 
 from secagg import __version__
 from secagg.cli import demo, doctor, pki, serve, session, silo
-from secagg.errors import SecaggError
+from secagg.errors import EXIT_CODES, SecaggError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,4 +39,4 @@ def main() -> None:
         commands()
     except SecaggError as error:
         click.echo(str(error), err=True)
-        sys.exit(1)
+        sys.exit(EXIT_CODES.get(type(error), 1))

@@ -33,8 +33,20 @@ from secagg.errors import ConfigError
     show_default=True,
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--kill-coordinator",
+    is_flag=True,
+    help="Kill the coordinator, too, in the middle of a round, and start it again.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else.")
-def demo(data: str, data_dir: Path | None, protection: str, seed: int, as_json: bool) -> None:
+def demo(
+    data: str,
+    data_dir: Path | None,
+    protection: str,
+    seed: int,
+    kill_coordinator: bool,
+    as_json: bool,
+) -> None:
     """Four silos and a coordinator as processes of their own; two silos are killed on the way.
 
     One is killed after it shared its keys, one before, in different rounds; both come back. At the
@@ -52,6 +64,8 @@ def demo(data: str, data_dir: Path | None, protection: str, seed: int, as_json: 
     torch.set_num_threads(1)
     console = Console(stderr=as_json, quiet=as_json)
     with tempfile.TemporaryDirectory(prefix="secagg-demo-") as root:
-        measured = run(Path(root), data, data_dir, protection, seed, console)
+        measured = run(
+            Path(root), data, data_dir, protection, seed, console, kill_coordinator=kill_coordinator
+        )
     if as_json:
         click.echo(json.dumps(measured))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,9 +60,8 @@ def create(file: Path, profile: Path | None) -> None:
     """
     with _admin(profile) as (channel, consortium):
         config = read_session(file, consortium)
-        reply = channel.call(
-            "CreateSession", api.CreateSessionRequest(config=config), api.CreateSessionReply
-        )
+        request = api.CreateSessionRequest(config=config, key=secrets.token_bytes(16))
+        reply = channel.call("CreateSession", request, api.CreateSessionReply)
     click.echo(f"created session {config.name} ({reply.session_id.hex()[:16]})")
 
 

@@ -17,19 +17,31 @@ from typing import Final, ParamSpec, TypeVar
 
 import structlog
 
-from secagg.coordinator.session import Session, State
-from secagg.errors import RoundAborted
+from secagg.coordinator.session import Session
+from secagg.coordinator.state import State
+from secagg.errors import RoundAborted, SecaggError, StorageFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
 LONG_POLL_SECONDS: Final = 25.0
 
 
-class Driver:
-    """Drives one session until it ends or the server stops."""
+class Stopping(SecaggError):
+    """Nobody gets in any more; the coordinator that is started next answers."""
 
-    def __init__(self, session: Session) -> None:
+
+class Driver:
+    """Drives one session until it ends or the server stops.
+
+    Args:
+        session: which.
+        fail: called once if the session could not be written down. What it holds then was never
+            acknowledged and must not be seen, so nobody gets in any more; the process has to end.
+    """
+
+    def __init__(self, session: Session, fail: Callable[[StorageFailed], None]) -> None:
         self.session = session
+        self._fail = fail
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
         self._stopped = False
@@ -48,15 +60,20 @@ class Driver:
     async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Look at the session while nobody else changes it; for what is quick."""
         async with self._changed:
+            self._check_open()
             return work(*args, **kwargs)
+
+    def wake(self) -> None:
+        """Look again whether something is due: what the session depends on has changed."""
+        self._wake.set()
 
     async def wait(self, look: Callable[[], T | None]) -> T | None:
         """Return what ``look`` finds, at once or on a change; None after 25 s or when stopping."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_SECONDS), self._changed:
-                while (found := look()) is None and not self._stopped:
+                while not self._stopped and (found := look()) is None:
                     await self._changed.wait()
-                return found
+                return None if self._stopped else found
         return None
 
     async def stop(self) -> None:
@@ -70,22 +87,40 @@ class Driver:
 
     async def _alone(self, work: Callable[[], T]) -> T:
         async with self._changed:
+            self._check_open()
             try:
                 return await asyncio.to_thread(work)
+            except StorageFailed as error:
+                self._give_up(error)
+                raise
             finally:
                 self._changed.notify_all()
                 self._wake.set()
+
+    def _check_open(self) -> None:
+        if self._stopped:
+            raise Stopping("coordinator-stopping", "The coordinator is stopping.", "Try again.")
+
+    def _give_up(self, error: StorageFailed) -> None:
+        self._stopped = True
+        self._fail(error)
 
     async def _run(self) -> None:
         try:
             while self.session.state is State.ACTIVE:
                 await self._advance()
+        except StorageFailed as error:
+            self._give_up(error)
         except Exception as error:  # noqa: BLE001 - fail-stop: no sum rather than a wrong one
             self._log.error("session-failed", kind=type(error).__name__)
-            self.session.abort()
+            await self._abort()
         async with self._changed:
             self._changed.notify_all()
         self._log.info("session-ended", state=str(self.session.state))
+
+    async def _abort(self) -> None:
+        with contextlib.suppress(StorageFailed, Stopping):  # that has given up already
+            await self.call(self.session.abort)
 
     async def _advance(self) -> None:
         """Do what is due, then sleep until something may be."""

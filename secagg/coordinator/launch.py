@@ -20,7 +20,7 @@ def launch(config: Path, port_file: Path | None) -> None:
         port_file: where to write the bound port once calls are served.
 
     Raises:
-        ConfigError, CredentialError: it cannot start.
+        ConfigError, CredentialError, StorageInUse, StorageDamaged: it cannot start.
     """
     os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHER_SUITES  # read when grpc is first imported
     from secagg.coordinator.server import configure_logging, serve

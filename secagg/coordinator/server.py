@@ -1,15 +1,23 @@
-"""The server: port, limits, health, sessions, graceful stop."""
+"""The server: state, port, limits, health, sessions, graceful stop.
+
+Crash-only: what must not be lost is in the journal before anybody hears of it, so a start after a
+stop and a start after a kill are the same start, and where the disk fails the process just ends.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import shutil
+import os
+import secrets
 import signal
 import sys
+import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
@@ -18,15 +26,22 @@ from grpc_health.v1._async import HealthServicer
 
 from secagg.config import MAX_CHUNK_BYTES
 from secagg.coordinator.manifests import Manifests
-from secagg.coordinator.servicer import Sessions, fresh, handlers
+from secagg.coordinator.servicer import Servicer
+from secagg.coordinator.session import Means
+from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.settings import Settings
+from secagg.coordinator.sqlite import SqliteJournal
 from secagg.coordinator.tls import ServerCertificate
-from secagg.errors import ConfigError, CredentialError
+from secagg.crypto.sign import IdentityKey
+from secagg.disk import LocalDisk
+from secagg.errors import EXIT_CODES, ConfigError, CredentialError, StorageFailed
 from secagg.pki.credentials import load_credentials
 from secagg.pki.names import Role
 
 MAX_REQUEST_BYTES: Final = MAX_CHUNK_BYTES + 64 * 1024
 FORCE_SECONDS: Final = 5.0
+LOOK_SECONDS: Final = 2.0
+"""How often the manifest is looked at when nobody calls."""
 
 
 def configure_logging(settings: Settings) -> None:
@@ -64,35 +79,81 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     Raises:
         CredentialError: the coordinator's credentials cannot be used.
         ConfigError: the port cannot be bound.
+        StorageInUse: another coordinator works in the state directory.
+        StorageDamaged: what lies there is not what was written.
     """
     credentials = load_credentials(
         settings.credentials, now=datetime.now(UTC), role=Role.COORDINATOR
     )
     if credentials.identity_key is None:
         raise CredentialError("key-malformed", "The coordinator has no identity key.")
-    settings.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    shutil.rmtree(settings.state / "sessions", ignore_errors=True)  # of a process that is gone
-    (settings.state / "sessions").mkdir(mode=0o700)
-    sessions = Sessions(settings, Manifests(credentials), credentials.identity_key, fresh)
-    health = _Health()
-    server = _server(settings, sessions, health)
-    port = _bind(server, settings, ServerCertificate(credentials))
-    stop = _stop_signal()  # before anybody can know that calls are served
-    await server.start()
-    await health.set("", health_pb2.HealthCheckResponse.SERVING)
-    structlog.get_logger().info("serving", port=port, consortium=credentials.identity.consortium)
-    announce(port)
-    await stop.wait()
-    structlog.get_logger().info("stopping", grace=settings.grace)
-    try:
-        async with asyncio.timeout(settings.grace + FORCE_SECONDS):
-            await health.enter_graceful_shutdown()
-            await sessions.stop()
-            await server.stop(settings.grace)
-    except TimeoutError:  # seen once in many stops: gRPC waits for a connection that is gone
-        structlog.get_logger().warning("stop-forced")
-        return False
+    manifests = Manifests(credentials)
+    disk = LocalDisk(settings.state)
+    with disk.lock(), closing(SqliteJournal(settings.state)) as journal:
+        sessions = _sessions(settings, manifests, credentials.identity_key, disk, journal)
+        servicer, health = Servicer(sessions, manifests, _die), _Health()
+        server = _server(settings, servicer, health)
+        port = _bind(server, settings, ServerCertificate(credentials))
+        stop = _stop_signal()  # before anybody can know that calls are served
+        await server.start()
+        await health.set("", health_pb2.HealthCheckResponse.SERVING)
+        log = structlog.get_logger()
+        log.info("serving", port=port, consortium=credentials.identity.consortium)
+        announce(port)
+        await _follow_manifest(manifests, servicer, stop)
+        log.info("stopping", grace=settings.grace)
+        try:
+            async with asyncio.timeout(settings.grace + FORCE_SECONDS):
+                await health.enter_graceful_shutdown()
+                await servicer.stop()
+                await server.stop(settings.grace)
+        except TimeoutError:  # seen once in many stops: gRPC waits for a connection that is gone
+            log.warning("stop-forced")
+            return False
     return True
+
+
+def _sessions(
+    settings: Settings,
+    manifests: Manifests,
+    identity: IdentityKey,
+    disk: LocalDisk,
+    journal: SqliteJournal,
+) -> Sessions:
+    means = Means(
+        manifest=manifests,
+        signed_manifest=lambda: manifests.signed.to_json(),  # noqa: PLW0108 - the newest
+        identity=identity,
+        disk=disk,
+        journal=journal,
+        entropy=secrets.token_bytes,
+        max_weights_bytes=settings.max_weights_bytes,
+    )
+    sessions = Sessions(means, settings.max_sessions)
+    began = time.monotonic()
+    sessions.restore(began)
+    structlog.get_logger().info(
+        "restored", sessions=len(sessions.all()), seconds=round(time.monotonic() - began, 3)
+    )
+    return sessions
+
+
+def _die(error: StorageFailed) -> NoReturn:
+    """End the process at once: what the journal could not take must not be seen by anybody."""
+    structlog.get_logger().error("storage-failed", code=error.code, observed=error.observed)
+    print(error, file=sys.stderr, flush=True)  # noqa: T201 - nobody is left to print it
+    os._exit(EXIT_CODES[StorageFailed])
+
+
+async def _follow_manifest(manifests: Manifests, servicer: Servicer, stop: asyncio.Event) -> None:
+    """Until the stop: wake the sessions when the authority's list of members has changed."""
+    version = manifests().version
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
+        if manifests().version != version:
+            version = manifests().version
+            servicer.wake()
 
 
 class _Health(HealthServicer):  # type: ignore[misc]
@@ -105,7 +166,7 @@ class _Health(HealthServicer):  # type: ignore[misc]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "call Check")
 
 
-def _server(settings: Settings, sessions: Sessions, health: HealthServicer) -> grpc.aio.Server:
+def _server(settings: Settings, servicer: Servicer, health: HealthServicer) -> grpc.aio.Server:
     server = grpc.aio.server(
         maximum_concurrent_rpcs=settings.max_concurrent_calls,
         options=[
@@ -118,7 +179,7 @@ def _server(settings: Settings, sessions: Sessions, health: HealthServicer) -> g
             ("grpc.http2.max_ping_strikes", 5),
         ],
     )
-    server.add_generic_rpc_handlers(tuple(handlers(sessions)))
+    server.add_generic_rpc_handlers(tuple(servicer.handlers()))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     return server
 

@@ -9,23 +9,39 @@ at once, since the signed sums say which base is right.
     ready ─▶ attempt: describe ─▶ ServerRound phase by phase ─▶ result ─▶ next round
                          ▲                     │
                          └── silos ready again ◀── RoundAborted
+
+Every step is taken, then written to the journal, and only then seen by anybody: who calls holds the
+session to itself until the call returns. When the journal cannot take it, the caller must let
+nobody look at the session again. ``restore`` takes the same steps from what was written. What the
+silos reveal in Unmasking is not written; after a restart they are asked for it again.
 """
 
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
-from pathlib import Path
-from typing import Final, TypeAlias, cast
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import cast
 
 from secagg.config import Phase, SessionConfig, SiloId
-from secagg.coordinator.spool import Upload
-from secagg.crypto.digest import vector_digest
+from secagg.coordinator import records
+from secagg.coordinator.journal import Journal
+from secagg.coordinator.spool import Stored, Upload, damaged
+from secagg.coordinator.state import (
+    PROPOSAL_SECONDS,
+    STEPS,
+    Attempt,
+    Ended,
+    Event,
+    Proposal,
+    State,
+    Step,
+    Task,
+)
+from secagg.crypto.digest import root_digest
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
+from secagg.disk import Disk
 from secagg.encoding.codec import Codec
 from secagg.errors import (
     Conflict,
@@ -35,167 +51,70 @@ from secagg.errors import (
     QuotaExceeded,
     RoleRefused,
     RoundAborted,
+    SecaggError,
     SessionEnded,
     StaleModel,
+    StorageDamaged,
     TooLate,
 )
 from secagg.masking import transcript
 from secagg.masking.manifest import Manifest
-from secagg.masking.messages import (
-    Dealt,
-    Descriptor,
-    MaskedInput,
-    Result,
-    Roster,
-    Signatures,
-    Survivors,
-)
+from secagg.masking.messages import Descriptor, MaskedInput, Result, Unmasking
 from secagg.masking.server import Broadcast, ClientMessage, Opening, ServerRound, describe
 from secagg.ring.vectors import Ring, Vector
+from secagg.wire import attempt as wire
+from secagg.wire import session as wire_session
+from secagg.wire._pb import journal_pb2 as pb
 from secagg.wire.session import SignedOpening
-
-PROPOSAL_SECONDS: Final = 120.0
-"""How long a silo that was asked to propose a task may take before the next one is asked."""
-
-
-class State(StrEnum):
-    """Where a session stands."""
-
-    ACTIVE = "active"
-    DONE = "done"
-    ABORTED = "aborted"
-
-
-class Step(IntEnum):
-    """Broadcasts of an attempt that a silo has seen, as on the wire."""
-
-    NOTHING = 0
-    DESCRIPTOR = 1
-    ROSTER = 2
-    DEALT = 3
-    SURVIVORS = 4
-    SIGNATURES = 5
-    LEFT = 6
-
-
-_STEPS: Final = frozenset(Step)
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The session is over."""
-
-    why: str
-
-
-Event: TypeAlias = (
-    Descriptor | Roster | Dealt | Survivors | Signatures | Result | RoundAborted | Ended
-)
-
-
-@dataclass
-class Task:
-    """A task once its opening is agreed.
+class Means:
+    """What every session of a coordinator works with.
 
     Args:
-        signed: the proposer's opening.
-        hash: the task's hash within the session.
-        length: words of a vector.
-        weights: file of the initial weights, if it has any.
-    """
-
-    signed: SignedOpening
-    hash: bytes
-    length: int
-    weights: Path | None
-
-
-@dataclass
-class Proposal:
-    """A task that somebody was asked to propose."""
-
-    proposer: SiloId
-    deadline: float
-    upload: Upload | None = None
-
-    def discard(self) -> None:
-        """Drop what was uploaded."""
-        if self.upload is not None:
-            self.upload.discard()
-
-
-@dataclass
-class Attempt:
-    """One attempt: the core's round, and what the shell keeps beside it."""
-
-    number: int
-    server: ServerRound
-    descriptor: Descriptor
-    deadline: float
-    broadcasts: list[Broadcast] = field(default_factory=list)
-    members: list[tuple[SiloId, ...]] = field(default_factory=list)
-    uploads: dict[SiloId, Upload] = field(default_factory=dict)
-    left: set[SiloId] = field(default_factory=set)
-
-    @property
-    def complete(self) -> bool:
-        """Whether there is nobody left to wait for in the current phase."""
-        return set(self.server.expected) <= self.server.arrived | self.left
-
-    def event(self, silo: SiloId, seen: int) -> Event | None:
-        """What this silo gets to see after ``seen`` broadcasts."""
-        if seen == Step.NOTHING:
-            return self.descriptor if silo in self.descriptor.cohort else None
-        if seen > len(self.broadcasts) or silo not in self.members[seen - 1]:
-            return None
-        broadcast = self.broadcasts[seen - 1]
-        event = broadcast[silo] if isinstance(broadcast, Mapping) else broadcast
-        return cast(Event, event)
-
-    def discard(self) -> None:
-        """Drop what was uploaded."""
-        for upload in self.uploads.values():
-            upload.discard()
-        self.uploads.clear()
-
-
-class Session:
-    """One session.
-
-    Args:
-        config: as the admin created it.
-        session_id: 32 fresh bytes.
         manifest: gives the newest verified manifest.
+        signed_manifest: the same as the authority signed it, for silos.
         identity: the coordinator's signing key.
-        directory: for uploads, weights and sums.
+        disk: the state directory.
+        journal: of the same directory.
         entropy: source of nonces.
         max_weights_bytes: greatest size of initial weights.
     """
 
+    manifest: Callable[[], Manifest]
+    signed_manifest: Callable[[], bytes]
+    identity: IdentityKey
+    disk: Disk
+    journal: Journal
+    entropy: Entropy
+    max_weights_bytes: int
+
+
+class Session:
+    """One session; made by ``create`` or ``restore``.
+
+    Args:
+        config: as the admin created it.
+        session_id: 32 fresh bytes.
+        means: what it works with.
+        key: of the call that created it.
+    """
+
     def __init__(
-        self,
-        config: SessionConfig,
-        session_id: bytes,
-        manifest: Callable[[], Manifest],
-        identity: IdentityKey,
-        directory: Path,
-        *,
-        entropy: Entropy,
-        max_weights_bytes: int,
+        self, config: SessionConfig, session_id: bytes, means: Means, key: bytes = b""
     ) -> None:
         self.config = config
         self.session_id = session_id
         self.session_hash = transcript.session_hash(config)
+        self.key = key
         self.state = State.ACTIVE
         self.results: list[Result] = []
         self.attempt: Attempt | None = None
         self.last_abort: tuple[int, int, RoundAborted] | None = None
         self.last_call: dict[SiloId, float] = {}
-        self._manifest = manifest
-        self._identity = identity
-        self.directory = directory
-        self._entropy = entropy
-        self._max_weights = max_weights_bytes
+        self.folder = f"sessions/{session_id.hex()}"
+        self._means = means
         self._history = transcript.first_history(self.session_hash)
         self._opening_transcript = transcript.opening_transcript(self.session_hash, session_id)
         self._tasks: dict[str, Task] = {}
@@ -205,6 +124,47 @@ class Session:
         self._attempts = 0
         self._aborts: dict[int, RoundAborted] = {}
         self._excluded: set[SiloId] = set()
+
+    @classmethod
+    def create(
+        cls, config: SessionConfig, session_id: bytes, means: Means, key: bytes = b""
+    ) -> Session:
+        """Begin a session, durably."""
+        session = cls(config, session_id, means, key)
+        session._log(records.created(session_id, config, key), lasting=True)
+        return session
+
+    @classmethod
+    def restore(cls, rows: Iterable[bytes], means: Means, now: float) -> Session:
+        """Bring a session back to where its records say it stood; its deadlines start anew.
+
+        Raises:
+            StorageDamaged: records or blobs are not what was stored.
+        """
+        first, *others = map(records.parse, rows)
+        made = first.created
+        try:
+            config = wire_session.config_from_wire(made.config)
+            session = cls(config, made.session_id, means, made.key)
+            for record in others:
+                session._retrace(record, now)
+        except StorageDamaged:
+            raise
+        except (SecaggError, LookupError, ValueError) as error:
+            raise damaged(
+                f"the records of session {made.config.name} contradict each other ({error})"
+            ) from None
+        session._tidy()
+        return session
+
+    @property
+    def disk(self) -> Disk:
+        """Where its blobs lie."""
+        return self._means.disk
+
+    def signed_manifest(self) -> bytes:
+        """The newest manifest, as the authority signed it."""
+        return self._means.signed_manifest()
 
     # What silos say.
 
@@ -219,7 +179,7 @@ class Session:
         Raises:
             RoleRefused: it is not one of the session's silos, or no longer in the manifest.
         """
-        if silo not in self.config.silos or silo not in self._manifest().silos:
+        if silo not in self.config.silos or silo not in self._means.manifest().silos:
             raise RoleRefused("session-member", f"{silo} is no silo of session {self.config.name}.")
         self.last_call[silo] = now
 
@@ -261,17 +221,31 @@ class Session:
         if proposal is None or proposal.proposer != silo or signed.proposer != silo:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
         try:
-            signed.verify(self._manifest().silos[silo], self._opening_transcript)
+            signed.verify(self._means.manifest().silos[silo], self._opening_transcript)
         except MalformedMessage as error:
             raise FaultyClient(silo, "message-signature", error.observed) from None
-        codec = Codec(self.config.task(name), signed.opening.schema, len(self.config.silos))
+        self._codec(signed)  # a schema that the task cannot hold is refused before anything
         weights = self._take_weights(silo, signed, proposal)
-        self._tasks[name] = Task(
-            signed, signed.opening.digest(self.session_hash), codec.length, weights
-        )
+        self._open(signed)
         del self._proposals[name]
+        self._log(records.task_opened(signed, weights), lasting=True)
 
-    def _take_weights(self, silo: SiloId, signed: SignedOpening, proposal: Proposal) -> Path | None:
+    def _codec(self, signed: SignedOpening) -> Codec:
+        opening = signed.opening
+        return Codec(self.config.task(opening.task), opening.schema, len(self.config.silos))
+
+    def _open(self, signed: SignedOpening) -> None:
+        opening = signed.opening
+        weights = None if signed.weights_bytes == 0 else self._weights_name(opening.task)
+        length = self._codec(signed).length
+        self._tasks[opening.task] = Task(signed, opening.digest(self.session_hash), length, weights)
+
+    def _weights_name(self, task: str) -> str:
+        return f"{self.folder}/weights/{task}.safetensors"
+
+    def _take_weights(
+        self, silo: SiloId, signed: SignedOpening, proposal: Proposal
+    ) -> Stored | None:
         if signed.opening.weights_digest == transcript.NO_WEIGHTS:
             return None
         upload = proposal.upload
@@ -280,12 +254,13 @@ class Session:
         with upload.frozen():
             if upload.missing is not None:
                 raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
-            digest = vector_digest(upload.read().data, self.config.chunk_bytes)
-            if digest != signed.opening.weights_digest:
+            stored = upload.stored()
+            if root_digest(stored.chunk_digests) != signed.opening.weights_digest:
                 raise FaultyClient(
                     silo, "weights-digest", "The initial weights are not those signed."
                 )
-            return upload.keep()
+            upload.close()
+            return stored
 
     def weights_upload(self, silo: SiloId, task: str, total: int) -> Upload:
         """Return where the proposer's weights go.
@@ -300,14 +275,13 @@ class Session:
         proposal = self._proposals.get(task)
         if proposal is None or proposal.proposer != silo:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {task}.")
-        if not 0 < total <= self._max_weights:
+        if not 0 < total <= self._means.max_weights_bytes:
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
         called = self.last_call.get(silo, proposal.deadline - PROPOSAL_SECONDS)
         proposal.deadline = max(proposal.deadline, called + PROPOSAL_SECONDS)  # it is at work
         if proposal.upload is None or proposal.upload.total != total:
             proposal.discard()
-            path = self.directory / "weights" / f"{task}.safetensors"
-            proposal.upload = Upload(path, total, self.config.chunk_bytes)
+            proposal.upload = self._upload(self._weights_name(task), total)
         return proposal.upload
 
     def ready(self, silo: SiloId, task: str, base: bytes, now: float) -> None:
@@ -329,12 +303,24 @@ class Session:
                 f"The update for {task} is not on the session's current base.",
                 "Fetch the signed results that are missing, apply them and train again.",
             )
+        if self._ready.get(silo) != task:
+            self._note_ready(silo, task, now)
+            self._log(records.said_ready(silo, task))
+
+    def _note_ready(self, silo: SiloId, task: str, now: float) -> None:
         if not self._ready:
             self._ready_since = now
         self._ready[silo] = task
 
     def leave(self, silo: SiloId) -> None:
         """Take back a silo's Ready; the attempt that runs does not wait for it any more."""
+        live = self.attempt
+        waited_for = live is not None and silo in set(live.server.expected) - live.left
+        if self.state is State.ACTIVE and (silo in self._ready or waited_for):
+            self._note_left(silo)
+            self._log(records.took_back(silo))
+
+    def _note_left(self, silo: SiloId) -> None:
         self._ready.pop(silo, None)
         if self.attempt is not None:
             self.attempt.left.add(silo)
@@ -351,20 +337,37 @@ class Session:
             FaultyClient: the message is wrong, or of no attempt that there was.
         """
         live = self._attempt(message.sender, round_number, attempt)
-        if not isinstance(message, MaskedInput):
-            return live.server.accept(message)
+        if isinstance(message, MaskedInput) and self._awaits_vector(live, message.sender):
+            return self._commit(live, message)
+        new = live.server.accept(message)
+        if new and not isinstance(message, Unmasking):  # what opens a sum is never written down
+            self._log(records.accepted(message, self.session_id, live.descriptor, None))
+        return new
+
+    def _awaits_vector(self, live: Attempt, silo: SiloId) -> bool:
+        server = live.server
+        waiting = server.phase is Phase.MASKED_INPUT and silo not in server.arrived
+        return waiting and silo in server.expected
+
+    def _commit(self, live: Attempt, message: MaskedInput) -> bool:
+        """Accept a silo's masked input with the vector that it uploaded."""
         upload = live.uploads.get(message.sender)
-        if upload is None or live.server.phase is not Phase.MASKED_INPUT:
-            return live.server.accept(message)
+        if upload is None:  # never sent, or received by a process that is gone
+            raise FaultyClient(message.sender, "chunk-gap", "The chunk at 0 is missing.")
         with upload.frozen():  # what is summed is what was hashed
             if upload.missing is not None:
                 raise FaultyClient(
                     message.sender, "chunk-gap", f"The chunk at {upload.missing} is missing."
                 )
-            vector = self._ring(live).unpack(upload.read().data, live.server.opening.length)
-            new = live.server.accept(message, vector)
-        live.uploads.pop(message.sender).discard()
-        return new
+            stored = upload.stored()
+            live.server.accept(message, self._vector(live, upload.view()))
+            upload.close()
+        del live.uploads[message.sender]
+        self._log(records.accepted(message, self.session_id, live.descriptor, stored))
+        return True
+
+    def _vector(self, live: Attempt, data: memoryview) -> Vector:
+        return self._ring(live).unpack(data, live.server.opening.length)
 
     def vector_upload(self, silo: SiloId, round_number: int, attempt: int, total: int) -> Upload:
         """Return where a silo's masked vector goes.
@@ -389,14 +392,20 @@ class Session:
                 silo, "vector-length", f"A vector of {total} bytes is not the task's."
             )
         if silo not in live.uploads:
-            path = self.directory / "spool" / f"{round_number}-{attempt}-{silo}"
-            live.uploads[silo] = Upload(path, total, self.config.chunk_bytes)
+            live.uploads[silo] = self._upload(self._vector_name(live, silo), total)
         return live.uploads[silo]
+
+    def _vector_name(self, live: Attempt, silo: SiloId) -> str:
+        return f"{self.folder}/spool/{live.descriptor.round}-{live.number}-{silo}"
+
+    def _upload(self, name: str, total: int) -> Upload:
+        return Upload(self._means.disk, name, total, self.config.chunk_bytes)
 
     def abort(self) -> None:
         """End the session on its admin's word."""
         if self.state is State.ACTIVE:
             self.state = State.ABORTED
+            self._log(records.ended(self.state), lasting=True, clear=True)
             self._drop_attempt()
             for proposal in self._proposals.values():
                 proposal.discard()
@@ -416,7 +425,7 @@ class Session:
         Raises:
             MalformedMessage: ``seen`` is no ``Step``.
         """
-        if seen not in _STEPS:
+        if seen not in STEPS:
             raise MalformedMessage("step-unknown", f"There is no step {seen}.")
         if 0 < round_number < self.round:
             return self.results[round_number - 1]
@@ -431,7 +440,7 @@ class Session:
             return live.event(silo, Step.NOTHING)
         return live.event(silo, seen) if seen != Step.LEFT else None
 
-    def sum_path(self, round_number: int) -> Path:
+    def sum_name(self, round_number: int) -> str:
         """File of a round's sum.
 
         Raises:
@@ -439,9 +448,9 @@ class Session:
         """
         if not 0 < round_number < self.round:
             raise NotFound("round-unknown", f"Round {round_number} has no result.")
-        return self.directory / "sums" / str(round_number)
+        return f"{self.folder}/sums/{round_number}"
 
-    def weights_path(self, task: str) -> Path:
+    def weights_name(self, task: str) -> str:
         """File of a task's initial weights.
 
         Raises:
@@ -474,10 +483,12 @@ class Session:
         """Close what is due and open what can be; return whether anything changed."""
         if self.state is not State.ACTIVE:
             return False
+        if self._expire_proposals(now):
+            return True
         live = self.attempt
         if live is None:
             return self._open_attempt(now)
-        if not live.complete and now < live.deadline:
+        if not live.complete(self._means.manifest().silos.keys()) and now < live.deadline:
             return False
         self._close_phase(live, now)
         return True
@@ -486,10 +497,19 @@ class Session:
         """When ``tick`` has something to do at the latest, by the driver's clock."""
         if self.state is not State.ACTIVE:
             return math.inf
+        proposals = min((p.deadline for p in self._proposals.values()), default=math.inf)
         if self.attempt is not None:
-            return self.attempt.deadline
+            return min(self.attempt.deadline, proposals)
         floor = len(self._largest_group()[1]) >= self.config.min_cohort
-        return self._ready_since + self.config.train_deadline if floor else math.inf
+        train = self._ready_since + self.config.train_deadline if floor else math.inf
+        return min(train, proposals)
+
+    def _expire_proposals(self, now: float) -> bool:
+        """Let somebody else propose what its proposer has not."""
+        late = [task for task, proposal in self._proposals.items() if now >= proposal.deadline]
+        for task in late:
+            self._proposals.pop(task).discard()
+        return bool(late)
 
     def _open_attempt(self, now: float) -> bool:
         present = self._present()
@@ -504,7 +524,7 @@ class Session:
 
     def _present(self) -> set[SiloId]:
         """Who could be in the next attempt."""
-        return set(self.config.silos) & self._manifest().silos.keys() - self._excluded
+        return set(self.config.silos) & self._means.manifest().silos.keys() - self._excluded
 
     def _largest_group(self) -> tuple[str, tuple[SiloId, ...]]:
         ready = {silo: self._ready[silo] for silo in self._present() & self._ready.keys()}
@@ -513,45 +533,69 @@ class Session:
         return max(groups.items(), key=lambda item: len(item[1]), default=("", ()))
 
     def _start(self, task: str, cohort: tuple[SiloId, ...], now: float) -> None:
-        manifest = self._manifest()
+        manifest = self._means.manifest()
         if not set(cohort) <= manifest.silos.keys():
             return  # somebody was revoked just now: the next look forms a cohort without it
-        self._attempts += 1
-        opening = Opening(
+        opening = self._opening(task, self._attempts + 1, cohort, manifest)
+        descriptor = describe(opening, self._means.identity, self._means.entropy)
+        self._begin(opening, descriptor, now)
+        self._log(records.attempt_opened(descriptor, manifest))
+
+    def _opening(
+        self, task: str, attempt: int, cohort: tuple[SiloId, ...], manifest: Manifest
+    ) -> Opening:
+        return Opening(
             session=self.config,
             session_id=self.session_id,
             manifest=manifest,
             task=task,
             round=self.round,
-            attempt=self._attempts,
+            attempt=attempt,
             base=self.base(task),
             cohort=cohort,
             length=self._tasks[task].length,
         )
-        descriptor = describe(opening, self._identity, self._entropy)
-        server = ServerRound(opening, descriptor, self._identity)
-        self.attempt = Attempt(self._attempts, server, descriptor, now + self.config.phase_deadline)
-        for silo in cohort:
-            del self._ready[silo]
+
+    def _begin(self, opening: Opening, descriptor: Descriptor, now: float) -> None:
+        server = ServerRound(opening, descriptor, self._means.identity)
+        self._attempts = opening.attempt
+        self.attempt = Attempt(opening.attempt, server, descriptor, self._phase_end(now))
+        for silo in opening.cohort:
+            self._ready.pop(silo, None)
         self._ready_since = now if self._ready else math.inf
 
+    def _phase_end(self, now: float) -> float:
+        return now + self.config.phase_deadline
+
     def _close_phase(self, live: Attempt, now: float) -> None:
+        phase = str(live.server.phase)
         try:
             broadcast = live.server.close_phase()
         except RoundAborted as error:
             # Its frames hold shares and rebuilt secrets, and it outlives the attempt.
             error.__traceback__ = error.__context__ = None
-            self.last_abort = (self.round, live.number, error)
-            self._aborts[live.number] = error
-            self._exclude(error)
-            self._drop_attempt()
+            self._abort_attempt(live, error)
             return
         if isinstance(broadcast, Result):
             self._release(live, broadcast)
             return
+        self._publish(live, broadcast, now)
+        self._log(records.phase_closed(phase))
+
+    def _publish(self, live: Attempt, broadcast: Broadcast, now: float) -> None:
         live.broadcasts.append(broadcast)
         live.members.append(live.server.expected)
-        live.deadline = now + self.config.phase_deadline
+        live.deadline = self._phase_end(now)
+
+    def _abort_attempt(self, live: Attempt, error: RoundAborted) -> None:
+        self.last_abort = (self.round, live.number, error)
+        self._aborts[live.number] = error
+        self._exclude(error)
+        self._log(
+            records.attempt_aborted(self.round, self._aborts, self._ready, self._excluded),
+            clear=True,
+        )
+        self._drop_attempt()
 
     def _exclude(self, error: RoundAborted) -> None:
         """Leave the blamed out of the round's next attempts, unless too few would be left.
@@ -567,25 +611,117 @@ class Session:
             self._excluded.clear()
 
     def _release(self, live: Attempt, result: Result) -> None:
-        total = cast(Vector, live.server.total)
-        path = self.directory / "sums" / str(result.round)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        total.tofile(path)
+        total = self._ring(live).pack(cast(Vector, live.server.total))
+        stored = Stored.of(total, self.config.chunk_bytes)
+        self._means.disk.replace(f"{self.folder}/sums/{result.round}", total)
+        self._conclude(result)
+        self._log(records.released(result, stored), lasting=True, clear=True)
+        self._drop_attempt()
+
+    def _conclude(self, result: Result) -> None:
+        """Count a result, and begin the next round."""
         self.results.append(result)
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
         self._history = transcript.next_history(self._history, tau4)
         self._ready.clear()
         self._ready_since = math.inf
         self._attempts, self._aborts, self._excluded = 0, {}, set()
-        self._drop_attempt()
         if all(self._released(task.name) >= task.rounds for task in self.config.tasks):
             self.state = State.DONE
 
     def _drop_attempt(self) -> None:
+        """Forget the attempt and its vectors; after the record that makes them superfluous."""
         if self.attempt is not None:
-            self.attempt.discard()
+            self.attempt.close()
         self.attempt = None
-        shutil.rmtree(self.directory / "spool", ignore_errors=True)
+        self._means.disk.remove(f"{self.folder}/spool")
+
+    # What was written down.
+
+    def _log(self, record: pb.Record, *, lasting: bool = False, clear: bool = False) -> None:
+        data = record.SerializeToString(deterministic=True)
+        self._means.journal.append(self.session_id, data, lasting=lasting, clear=clear)
+
+    def _retrace(self, record: pb.Record, now: float) -> None:
+        """Take one step again."""
+        match record.WhichOneof("record"):
+            case "task_opened":
+                self._retrace_task(record.task_opened)
+            case "said_ready":
+                self._note_ready(SiloId(record.said_ready.silo), record.said_ready.task, now)
+            case "took_back":
+                self._note_left(SiloId(record.took_back.silo))
+            case "attempt_opened":
+                self._retrace_opening(record.attempt_opened, now)
+            case "accepted":
+                self._retrace_message(record.accepted)
+            case "phase_closed":
+                live = self._live()
+                self._publish(live, live.server.close_phase(), now)
+            case "attempt_aborted":
+                self._retrace_abort(record.attempt_aborted, now)
+            case "released":
+                self._retrace_result(record.released)
+            case "ended":
+                self.state = State(record.ended.state)
+            case _:
+                raise damaged(f"session {self.config.name} was created twice")
+
+    def _retrace_task(self, opened: pb.TaskOpened) -> None:
+        signed = wire_session.opening_from_wire(opened.opening)
+        self._open(signed)
+        if signed.weights_bytes:
+            self._check_blob(self._weights_name(signed.opening.task), opened.weights)
+
+    def _retrace_opening(self, opened: pb.AttemptOpened, now: float) -> None:
+        descriptor = wire.descriptor_from_wire(opened.descriptor)
+        manifest = records.manifest_of(opened.members)
+        if manifest.digest() != descriptor.manifest_digest:
+            raise damaged(f"an attempt of session {self.config.name} has another manifest")
+        opening = self._opening(descriptor.task, descriptor.attempt, descriptor.cohort, manifest)
+        self._begin(opening, descriptor, now)
+
+    def _retrace_message(self, accepted: pb.Accepted) -> None:
+        live = self._live()
+        message = wire.client_message_from_wire(accepted.message)
+        vector = None
+        if isinstance(message, MaskedInput):
+            data = self._check_blob(self._vector_name(live, message.sender), accepted.vector)
+            vector = self._vector(live, data)
+        live.server.accept(message, vector)
+
+    def _retrace_abort(self, aborted: pb.AttemptAborted, now: float) -> None:
+        for message in aborted.aborted:
+            error = wire_session.aborted_from_wire(message)
+            self._attempts, self._aborts[message.attempt] = message.attempt, error
+            self.last_abort = (message.round, message.attempt, error)
+        for ready in aborted.ready:
+            self._note_ready(SiloId(ready.silo), ready.task, now)
+        self._excluded = {SiloId(name) for name in aborted.excluded}
+
+    def _retrace_result(self, released: pb.Released) -> None:
+        result = wire.result_from_wire(released.result)
+        self._check_blob(f"{self.folder}/sums/{result.round}", released.sum)
+        self._conclude(result)
+
+    def _live(self) -> Attempt:
+        if self.attempt is None:
+            raise damaged(f"session {self.config.name} has a message of no attempt")
+        return self.attempt
+
+    def _check_blob(self, name: str, stored: pb.Stored) -> memoryview:
+        return records.stored_of(stored).read(self._means.disk, name, self.config.chunk_bytes)
+
+    def _tidy(self) -> None:
+        """Remove what no record speaks of: uploads that were never committed."""
+        known = {f"{self.folder}/sums/{number}" for number in range(1, self.round)}
+        known |= {task.weights for task in self._tasks.values() if task.weights is not None}
+        live = self.attempt
+        if live is not None and live.server.phase is not None:
+            known |= {self._vector_name(live, silo) for silo in live.server.committed}
+        for name in self._means.disk.names(self.folder):
+            if name not in known:
+                self._means.disk.remove(name)
 
     def _released(self, task: str) -> int:
         return sum(result.task == task for result in self.results)

@@ -20,7 +20,7 @@ class Settings:
     Args:
         listen: host:port to bind; port 0 takes a free one.
         credentials: directory with the coordinator's keys, certificate and manifest.
-        state: directory for uploads and signed sums.
+        state: directory for the journal, uploads and signed sums; one coordinator each.
         max_concurrent_calls: calls served at once; more are refused with RESOURCE_EXHAUSTED.
         max_metadata_bytes: request headers larger than this are refused.
         max_weights_bytes: greatest size of a task's initial weights.

@@ -30,6 +30,14 @@ RESULT: Final = "result"
 COMMITMENTS: Final = "commitments"
 BOXES: Final = "boxes"
 COMMIT: Final = "commit"
+LEDGER: Final = "ledger"
+
+# Hashes of the coordinator's journal.
+JOURNAL_GENESIS: Final = "journal/genesis"
+JOURNAL_ROW: Final = "journal/row"
+JOURNAL_HEAD: Final = "journal/head"
+JOURNAL_SEAL: Final = "journal/seal"
+JOURNAL_ANCHOR: Final = "journal/anchor"
 
 # Commitments.
 SELF_SEED: Final = "self-seed"
@@ -40,6 +48,7 @@ CHANNEL_KEY: Final = "channel"
 PAIR_STREAM: Final = "pair"
 SELF_STREAM: Final = "self"
 UPDATE: Final = "update"
+CHECKPOINT: Final = "checkpoint"
 
 # Vector digests (BLAKE3 derive-key context).
 VECTOR: Final = "secagg/1/vector"

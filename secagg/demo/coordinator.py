@@ -1,14 +1,13 @@
 """The demo's coordinator process: ``secagg serve``, with a wiretap on one silo.
 
-The product drops a vector as soon as it is summed. To show what a curious coordinator could have
-kept, this process copies every vector of one silo just before that, as it arrived.
+The product drops the vectors when the round has ended. To show what a curious coordinator could
+have kept, this process copies every vector of one silo when it is complete, as it arrived.
 
     python -m secagg.demo.coordinator COORDINATOR.toml PORT_FILE TAP_DIRECTORY SILO
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,17 +15,18 @@ from secagg.coordinator.launch import launch
 
 
 def tap(directory: Path, silo: str) -> None:
-    """Copy every complete vector of a silo before it is dropped: ``ROUND-ATTEMPT-SILO``."""
-    from secagg.coordinator.spool import Upload
+    """Copy every complete vector of a silo: ``ROUND-ATTEMPT-SILO``."""
+    from secagg.coordinator.spool import Stored, Upload
 
-    discard = Upload.discard
+    stored = Upload.stored
 
-    def copy_then_discard(upload: Upload) -> None:
-        if upload.path.name.endswith(f"-{silo}") and upload.missing is None:
-            shutil.copy(upload.path, directory / upload.path.name)
-        discard(upload)
+    def copy_then_store(upload: Upload) -> Stored:
+        name = Path(upload.name).name
+        if name.endswith(f"-{silo}"):
+            (directory / name).write_bytes(upload.view())
+        return stored(upload)
 
-    Upload.discard = copy_then_discard  # type: ignore[method-assign,assignment]
+    Upload.stored = copy_then_store  # type: ignore[method-assign,assignment]
 
 
 def main() -> None:

@@ -19,7 +19,7 @@ from client_sdk.channel import Channel
 from client_sdk.profile import load_profile
 from secagg.config import Phase, SessionConfig
 from secagg.demo.silo import Orders
-from secagg.demo.stage import ADMIN, SESSION, point_to
+from secagg.demo.stage import ADMIN, SESSION, keep_port, point_to
 from secagg.errors import SecaggError
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
@@ -89,6 +89,7 @@ class Play:
         tapped: the silo whose vectors the coordinator keeps a copy of.
         config: the session.
         console: where the table goes; quiet off a terminal.
+        restarts_at: the silo at whose hold the coordinator is killed instead of it; "" for none.
     """
 
     root: Path
@@ -96,7 +97,9 @@ class Play:
     tapped: str
     config: SessionConfig
     console: Console
+    restarts_at: str = ""
     killed: dict[str, int] = field(default_factory=dict)
+    restarts: list[dict[str, float]] = field(default_factory=list)
 
     def run(self) -> None:
         """Play to the end.
@@ -104,16 +107,16 @@ class Play:
         Raises:
             DemoFailed: a process failed, or it took too long.
         """
-        with self._coordinator() as channel:
+        with self._coordinator() as (coordinator, channel):
             silos = {orders.silo: self._silo(orders) for orders in self.orders}
             try:
-                self._watch(channel, silos)
+                self._watch(channel, coordinator, silos)
             finally:
                 for process in silos.values():
                     process.kill()
 
     @contextmanager
-    def _coordinator(self) -> Iterator[Channel]:
+    def _coordinator(self) -> Iterator[tuple[Process, Channel]]:
         port_file = self.root / "port"
         (self.root / "tap").mkdir()
         process = Process(
@@ -129,11 +132,12 @@ class Play:
         process.start()
         try:
             port = self._await_port(process, port_file)
+            keep_port(self.root, port)
             point_to(self.root, [ADMIN, *(orders.silo for orders in self.orders)], port)
             channel = Channel(load_profile(self.root / ADMIN, role=Role.ADMIN), "Admin")
             request = api.CreateSessionRequest(config=config_to_wire(self.config))
             channel.call("CreateSession", request, api.CreateSessionReply)
-            yield channel
+            yield process, channel
             channel.close()
         finally:
             process.kill()
@@ -155,7 +159,7 @@ class Play:
         process.start()
         return process
 
-    def _watch(self, channel: Channel, silos: Mapping[str, Process]) -> None:
+    def _watch(self, channel: Channel, coordinator: Process, silos: Mapping[str, Process]) -> None:
         deadline = time.monotonic() + PLAY_SECONDS
         with Live(console=self.console, refresh_per_second=8, transient=True) as live:
             while not all(process.done for process in silos.values()):
@@ -163,17 +167,20 @@ class Play:
                     raise DemoFailed("demo-time", "The demo did not end in time.")
                 for process in silos.values():
                     process.check()
-                self._kill_who_holds(silos)
+                self._kill_who_holds(coordinator, silos)
                 shown = channel.call(
                     "ShowSession", api.ShowSessionRequest(name=SESSION), api.ShowSessionReply
                 )
                 live.update(phase_table(shown, self.killed))
                 time.sleep(_LOOK_SECONDS)
 
-    def _kill_who_holds(self, silos: Mapping[str, Process]) -> None:
+    def _kill_who_holds(self, coordinator: Process, silos: Mapping[str, Process]) -> None:
         for orders in self.orders:
             mark = self.root / "records" / orders.silo / "held"
-            if orders.hold[1] and mark.exists():
+            if orders.silo == self.restarts_at and mark.exists():
+                self._restart(coordinator, orders.hold[0] - 1)
+                mark.unlink()
+            elif orders.hold[1] and mark.exists():
                 silos[orders.silo].kill()
                 mark.unlink()
                 round_number = orders.hold[0] - 1
@@ -184,6 +191,20 @@ class Play:
                 )
                 replace(orders, hold=(0, "")).write(self.root / f"{orders.silo}.json")
                 silos[orders.silo].start()
+
+    def _restart(self, coordinator: Process, round_number: int) -> None:
+        """Kill the coordinator in the middle of a round, and start it on what its disk kept."""
+        (self.root / "port").unlink()
+        coordinator.kill()
+        began = time.monotonic()
+        coordinator.start()
+        self._await_port(coordinator, self.root / "port")
+        seconds = time.monotonic() - began
+        self.restarts.append({"round": round_number, "seconds": seconds})
+        self.console.print(
+            f"kill -9 coordinator in round {round_number}, all vectors sent and nothing summed; "
+            f"it serves again after {seconds:.1f} s"
+        )
 
 
 def phase_table(shown: api.ShowSessionReply, killed: Mapping[str, int]) -> Table:

@@ -19,12 +19,31 @@ shared, so its pair masks must be undone."""
 BEFORE_KEYS: Final = (5, "share_keys")
 """Session round (training round 4) and step at which the second victim is killed: its keys were
 advertised and never shared."""
+MID_ROUND: Final = (4, "check_survivors")
+"""Session round (training round 3) and step of the last silo at which the coordinator is killed:
+all vectors are on its disk, nothing is summed up yet."""
 
 
 def run(
-    root: Path, data: str, data_dir: Path | None, protection: str, seed: int, console: Console
+    root: Path,
+    data: str,
+    data_dir: Path | None,
+    protection: str,
+    seed: int,
+    console: Console,
+    *,
+    kill_coordinator: bool = False,
 ) -> dict[str, Any]:
     """Play the demo in ``root`` and return its JSON object.
+
+    Args:
+        root: an empty directory.
+        data: data set.
+        data_dir: where its files are; None to fetch them.
+        protection: of the session.
+        seed: of splits and training.
+        console: where to say what happens.
+        kill_coordinator: kill it in the middle of a round and start it again.
 
     Raises:
         ConfigError: the data cannot be had.
@@ -33,6 +52,8 @@ def run(
     dataset = load(data, seed=seed, data_dir=data_dir)
     tapped, first, second = dataset.names[0], dataset.names[1], dataset.names[2]
     holds = {first: AFTER_KEYS, second: BEFORE_KEYS}
+    if kill_coordinator:
+        holds[dataset.names[3]] = MID_ROUND
     enrol(root, dataset.names)
     config = session_config(dataset.names, protection)
     orders = [
@@ -50,7 +71,10 @@ def run(
         f"[bold]{len(orders)} silos[/] train on {data}; the coordinator adds what it cannot read "
         f"({protection}: any {config.threshold_for(len(orders))} of {len(orders)} can open a sum)"
     )
-    Play(root, orders, tapped, config, console).run()
+    restarts = dataset.names[3] if kill_coordinator else ""
+    play = Play(root, orders, tapped, config, console, restarts)
+    play.run()
     measured = report(root, config, dataset, seed, tapped)
+    measured["coordinator_restarts"] = play.restarts
     show(console, measured, tapped)
     return measured

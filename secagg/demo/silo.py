@@ -2,7 +2,7 @@
 
 The recorder writes down what this silo alone knows (its true vectors, updates and weight) and what
 it sent, for the comparison at the end. It can also hold the process at a phase, so that the demo
-can kill it there.
+can kill it, or the coordinator, there.
 
     python -m secagg.demo.silo ORDERS.json
 """
@@ -49,7 +49,8 @@ class Orders:
         data: data set.
         data_dir: where its files are; "" to fetch them.
         seed: of splits and training.
-        hold: (session round, step of the client) at which to wait to be killed; (0, "") for none.
+        hold: (session round, step of the client) at which to wait until the mark is taken away, or
+            to be killed; (0, "") for none.
     """
 
     root: str
@@ -127,11 +128,17 @@ class Recorder:
 
         def held(state: Any, *args: Any, **kwargs: Any) -> Any:
             if state.attempt.descriptor.round == round_number:
-                (self._folder / "held").touch()
-                time.sleep(HOLD_SECONDS)
+                self._wait()
             return take(state, *args, **kwargs)
 
         setattr(protocol, step, held)
+
+    def _wait(self) -> None:
+        mark = self._folder / "held"
+        mark.touch()
+        deadline = time.monotonic() + HOLD_SECONDS
+        while mark.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def round(self, number: int, update: dict[str, Any], outcome: client_sdk.Outcome) -> None:
         """Keep a finished round; a restarted process that replays one leaves its record alone."""

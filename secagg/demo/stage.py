@@ -50,8 +50,13 @@ def enrol(root: Path, silos: Sequence[str]) -> None:
     (root / COORDINATOR / "manifest.json").write_bytes(newest.to_json())
     for name in silos:
         write_policy(root / name)
+    keep_port(root, 0)
+
+
+def keep_port(root: Path, port: int) -> None:
+    """Have the coordinator listen there when it is started next; 0 for any free port."""
     (root / "coordinator.toml").write_text(
-        f'listen = "127.0.0.1:0"\ncredentials = "{COORDINATOR}"\nstate = "state"\n'
+        f'listen = "127.0.0.1:{port}"\ncredentials = "{COORDINATOR}"\nstate = "state"\n'
     )
 
 

@@ -178,9 +178,9 @@ class ServerRound:
         return frozenset(self._accepted[self.phase]) if self.phase else frozenset()
 
     @property
-    def complete(self) -> bool:
-        """Whether everybody who may send in the current phase has."""
-        return self.arrived == frozenset(self.expected)
+    def committed(self) -> frozenset[SiloId]:
+        """Whose vectors are in the sum so far."""
+        return frozenset(self._accepted[Phase.MASKED_INPUT])
 
     @property
     def survivors(self) -> tuple[SiloId, ...]:

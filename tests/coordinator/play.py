@@ -26,10 +26,13 @@ from secagg.config import (
     ThresholdRule,
     Weighting,
 )
-from secagg.coordinator.session import Event, Session, State, Step
+from secagg.coordinator.journal import MemoryJournal
+from secagg.coordinator.session import Means, Session
+from secagg.coordinator.state import Event, State, Step
 from secagg.crypto.digest import vector_digest
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
+from secagg.disk import LocalDisk
 from secagg.encoding.schema import Schema, TensorSpec
 from secagg.errors import RoundAborted
 from secagg.masking import client
@@ -255,19 +258,30 @@ class World:
         self.coordinator = IdentityKey.generate(os.urandom)
         self.manifest = make_manifest(self.keys, self.coordinator)
         self.session_id = os.urandom(32)
-        self.directory = directory
         self.now = 1000.0
-        self.session = Session(
-            self.config,
-            self.session_id,
-            lambda: self.manifest,
-            self.coordinator,
-            directory,
+        self.journal = MemoryJournal()
+        self.means = Means(
+            manifest=lambda: self.manifest,
+            signed_manifest=lambda: b"",
+            identity=self.coordinator,
+            disk=LocalDisk(directory),
+            journal=self.journal,
             entropy=os.urandom,
             max_weights_bytes=1000,
         )
+        self.session = Session.create(self.config, self.session_id, self.means)
+        self.directory = directory / self.session.folder
         self.port = SessionPort(self.session)
         self.players = {name: self.player(name) for name in self.keys}
+
+    def restart(self) -> None:
+        """The coordinator's process dies and is started again; the silos notice nothing."""
+        rows = self.journal.load()[self.session_id]
+        self.session = self.port.session = Session.restore(rows, self.means, self.now)
+
+    def path(self, name: str) -> Path:
+        """Where a blob of the coordinator's disk lies."""
+        return self.directory.parents[1] / name
 
     def player(self, name: str) -> Player:
         member = client.Member(
@@ -338,7 +352,7 @@ class World:
     def sum(self, round_number: int) -> Vector:
         result = self.session.results[round_number - 1]
         bits = self.config.task(result.task).ring_bits
-        return np.fromfile(self.session.sum_path(round_number), Ring(bits).dtype)
+        return np.fromfile(self.path(self.session.sum_name(round_number)), Ring(bits).dtype)
 
 
 def why(world: World) -> RoundAborted:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.config import SessionConfig, SiloId
-from secagg.coordinator.session import Event
+from secagg.coordinator.state import Event
 from secagg.masking import client
 from secagg.masking.transcript import base_of, first_history, session_hash
 from secagg.pki.authority import Authority

@@ -17,7 +17,7 @@ import pytest
 from secagg.config import SiloId
 from secagg.coordinator import driver as module
 from secagg.coordinator.driver import Driver
-from secagg.coordinator.session import Ended, State, Step
+from secagg.coordinator.state import Ended, State, Step
 from secagg.errors import FaultyClient, RoundAborted
 from secagg.masking.messages import Descriptor, Result
 
@@ -28,7 +28,7 @@ A = SiloId("a")
 
 @asynccontextmanager
 async def driving(world: World) -> AsyncIterator[Driver]:
-    driver = Driver(world.session)
+    driver = Driver(world.session, pytest.fail)
     try:
         yield driver
     finally:
@@ -309,11 +309,11 @@ async def test_an_error_of_ours_ends_the_session(
 
 
 async def test_a_stop_lets_those_who_wait_go(world: World) -> None:
-    driver = Driver(world.session)
+    driver = Driver(world.session, pytest.fail)
     polls = [asyncio.create_task(driver.wait(lambda: None)) for _ in range(3)]
     await soon(driver.call(lambda: None))
     await soon(driver.stop())
     assert await soon(asyncio.gather(*polls)) == [None] * 3
     assert await soon(driver.wait(lambda: None)) is None
-    assert await soon(driver.wait(lambda: 1)) == 1
+    assert await soon(driver.wait(lambda: 1)) is None
     await soon(driver.stop())

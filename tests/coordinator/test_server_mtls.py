@@ -466,7 +466,7 @@ def test_chunks_of_a_vector(study: Study) -> None:
     ):
         with refused(Status.INVALID_ARGUMENT, code):
             put(**fields)
-    with refused(Status.INVALID_ARGUMENT, "vector-length"):
+    with refused(Status.FAILED_PRECONDITION, "chunk-gap"):
         study.server.silo("b")(
             "Send",
             wire.client_message_to_wire(

@@ -181,6 +181,11 @@ def signed(message: Any, by: str, tau: bytes, **changes: Any) -> Any:
 class Play:
     """One attempt: members, ledgers, a server, and what was said so far."""
 
+    @property
+    def complete(self) -> bool:
+        """Whether everybody who may send in the current phase has."""
+        return self.server.arrived == frozenset(self.server.expected)
+
     def __init__(
         self,
         session: SessionConfig | None = None,
@@ -341,7 +346,6 @@ def server_snapshot(server: ServerRound) -> Any:
         {owner: dict(shares) for owner, shares in server._shares.items()},
         server.expected,
         server.arrived,
-        server.complete,
         server.survivors,
     )
 

@@ -80,7 +80,7 @@ def check_aborted(
     found = caught.value
     assert (found.phase, found.have, found.need, found.blamed) == (phase, have, need, blamed)
     assert (play.server.phase, play.server.total) == (None, None)
-    assert (play.server.arrived, play.server.complete) == (frozenset(), False)
+    assert (play.server.arrived, play.complete) == (frozenset(), False)
     with pytest.raises(TooLate) as over:
         play.close()
     assert over.value.code == "attempt-over"
@@ -149,13 +149,13 @@ def test_dropouts_of_different_phases() -> None:
 def test_progress_is_visible(play: Play) -> None:
     for phase in PHASES:
         assert (play.server.phase, play.server.arrived) == (phase, frozenset())
-        assert (play.server.expected, play.server.complete) == (silos(4), False)
+        assert (play.server.expected, play.complete) == (silos(4), False)
         play.accept(play.step(C))
         assert play.server.arrived == {C}
         play.gather(without=[C])
-        assert play.server.complete
+        assert play.complete
         play.close()
-    assert (play.server.phase, play.server.complete) == (None, False)
+    assert (play.server.phase, play.complete) == (None, False)
     assert play.server.threshold == 3
 
 

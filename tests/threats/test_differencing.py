@@ -13,6 +13,7 @@ import numpy as np
 
 from client_sdk.ledger import FileLedger
 from secagg.config import SiloId
+from secagg.disk import LocalDisk
 from secagg.errors import PolicyRefused
 from secagg.masking import client, ledger, transcript
 from secagg.masking.ledger import Ledger, Revealed
@@ -67,22 +68,15 @@ def test_retry_with_one_silo_fewer_after_a_restart(tmp_path: Path) -> None:
     """The silos' memory of what they opened outlives their processes."""
 
     def restarted(place: Path) -> Mapping[SiloId, Ledger]:
-        place.mkdir(exist_ok=True)
-        return {name: FileLedger(place / f"{name}.jsonl") for name in FIVE}
+        return {name: FileLedger(LocalDisk(place), f"{name}.jsonl") for name in FIVE}
 
     def attack(before: Path, after: Path) -> tuple[Vector, Vector]:
         federation, vectors = Federation(FIVE), small_vectors(FIVE)
         memory = restarted(before)
         first = Attempt(federation, vectors=vectors, ledgers=memory).to_masked().open(*FIVE)
-        for book in memory.values():
-            book.close()  # type: ignore[attr-defined]
         memory = restarted(after)
         second = Attempt(federation, REST, number=2, vectors=vectors, ledgers=memory)
-        try:
-            return first - second.to_masked().open(*REST), vectors[A]
-        finally:
-            for book in memory.values():
-                book.close()  # type: ignore[attr-defined]
+        return first - second.to_masked().open(*REST), vectors[A]
 
     assert same(*attack(tmp_path / "kept", tmp_path / "lost"))  # a ledger that was not kept
     with refused("differencing", PolicyRefused):
@@ -165,13 +159,11 @@ def test_another_session_on_the_same_base() -> None:
 
 def test_other_survivors_are_refused_for_ever(tmp_path: Path) -> None:
     """Asked again after restarts, a silo opens the same set or none."""
-    path = tmp_path / "ledger.jsonl"
     opened = Revealed(bytes(32), bytes(32), FIVE)
     for number in range(3):
-        book = FileLedger(path)
+        book = FileLedger(LocalDisk(tmp_path))
         book.record(replace(opened, transcript=bytes([number]) * 32))
         with refused("differencing", PolicyRefused):
             book.record(replace(opened, survivors=REST))
         with without_differencing(ledger):
             book._memory.check(replace(opened, survivors=REST))
-        book.close()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from client_sdk.ledger import FileLedger
+from secagg.disk import LocalDisk
 from secagg.encoding.schema import Schema, TensorSpec
 from secagg.errors import FaultyServer
 from secagg.masking import client, transcript
@@ -152,14 +153,12 @@ def test_task_opened_again(tmp_path: Path) -> None:
     with weakened(MemoryLedger, "check", nothing):
         memory = MemoryLedger()
         assert memory.record(first).entry != memory.record(second).entry
-    book = FileLedger(tmp_path / "ledger.jsonl")
+    book = FileLedger(LocalDisk(tmp_path))
     book.record(first)
-    book.close()
-    book = FileLedger(tmp_path / "ledger.jsonl")
+    book = FileLedger(LocalDisk(tmp_path))
     with refused("task-replaced"):
         book.record(second)
     assert book.record(first).entry == first
-    book.close()
 
 
 def test_result_that_nobody_signed() -> None:

@@ -18,7 +18,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from client_sdk import attempt as sdk
 from client_sdk import channel as sdk_channel
 from client_sdk.channel import Channel
-from secagg.coordinator.servicer import Aggregation
+from secagg.coordinator.calls import METHODS
 from secagg.errors import CredentialError, FaultyServer, RoleRefused
 from secagg.masking import client
 from secagg.masking.messages import Signatures, Unmasking
@@ -191,7 +191,7 @@ def test_silo_that_poses_as_the_coordinator() -> None:
             certificate_identity(forged)
 
 
-async def test_message_under_anothers_name() -> None:
+def test_message_under_anothers_name() -> None:
     """A silo sends a message that names another one: the certificate decides."""
     attempt = Attempt(Federation(FOUR))
     advert = attempt.tell(B, attempt.descriptor)
@@ -199,17 +199,15 @@ async def test_message_under_anothers_name() -> None:
     request = wire.client_message_to_wire(advert, session_id=session_id, round_number=1, attempt=1)
     taken: list[object] = []
 
-    async def call(function: Any, message: Any, *rest: Any) -> None:
+    def send(message: Any, *rest: Any) -> None:
         taken.append(message.sender)
 
-    session = SimpleNamespace(check_member=nothing, send=nothing)
-    driver = SimpleNamespace(session=session, call=call)
-    service = Aggregation(SimpleNamespace(by_id=lambda _: driver))  # type: ignore[arg-type]
-    handler = Aggregation.Send.__wrapped__  # type: ignore[attr-defined]
+    session = SimpleNamespace(send=send)
+    handle = METHODS["Send"].handle
     with weakened(wire, "client_message_from_wire", lambda _: SimpleNamespace(sender=A)):
-        await handler(service, request, A)  # who believed the message's own name
+        handle(session, request, A, 0.0)  # who believed the message's own name
         assert taken == [A]
     with refused("sender-identity", RoleRefused):
-        await handler(service, request, A)
+        handle(session, request, A, 0.0)
     assert taken == [A]
     assert attempt.expected[A].task == TASK

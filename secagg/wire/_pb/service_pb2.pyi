@@ -301,10 +301,12 @@ class LeaveRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
 
 class CreateSessionRequest(_message.Message):
-    __slots__ = ("config",)
+    __slots__ = ("config", "key")
     CONFIG_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     config: SessionConfig
-    def __init__(self, config: _Optional[_Union[SessionConfig, _Mapping]] = ...) -> None: ...
+    key: bytes
+    def __init__(self, config: _Optional[_Union[SessionConfig, _Mapping]] = ..., key: _Optional[bytes] = ...) -> None: ...
 
 class CreateSessionReply(_message.Message):
     __slots__ = ("session_id",)

@@ -1,0 +1,123 @@
+"""All sessions of a coordinator: created, found, brought back after a restart, forgotten."""
+
+from __future__ import annotations
+
+import threading
+
+from secagg.config import SessionConfig
+from secagg.coordinator.records import parse
+from secagg.coordinator.session import Means, Session
+from secagg.coordinator.spool import damaged
+from secagg.coordinator.state import State
+from secagg.errors import Conflict, MalformedMessage, NotFound, QuotaExceeded
+from secagg.wire import session as wire_session
+from secagg.wire._pb import service_pb2 as api
+
+
+class Sessions:
+    """The sessions, by id and by name.
+
+    Args:
+        means: what they work with.
+        max_sessions: how many are kept; the oldest that is over makes room for a new one.
+    """
+
+    def __init__(self, means: Means, max_sessions: int) -> None:
+        self._means = means
+        self._max_sessions = max_sessions
+        self._sessions: dict[bytes, Session] = {}
+        self._lock = threading.Lock()
+
+    def restore(self, now: float) -> None:
+        """Bring all sessions of the journal back, and remove what belongs to none.
+
+        Raises:
+            StorageDamaged: records or blobs are not what was stored.
+        """
+        for session_id, rows in self._means.journal.load().items():
+            if not rows or parse(rows[0]).created.session_id != session_id:
+                raise damaged(f"session {session_id.hex()[:8]} has no beginning")
+            self._sessions[session_id] = Session.restore(rows, self._means, now)
+        folders = {session.folder for session in self._sessions.values()}
+        for name in self._means.disk.names("sessions"):
+            folder = "/".join(name.split("/")[:2])
+            if folder not in folders:
+                self._means.disk.remove(folder)
+
+    def create(self, message: api.SessionConfig, key: bytes = b"") -> Session:
+        """Create a session; the same call again gives the session that it created.
+
+        Args:
+            message: the configuration; without silos, all of the manifest's.
+            key: of the call; empty for none.
+
+        Raises:
+            MalformedMessage: the configuration cannot be a session.
+            Conflict: an active session has that name.
+            QuotaExceeded: too many are active.
+        """
+        with self._lock:
+            again = next((s for s in self.all() if key and s.key == key), None)
+            if again is not None:
+                return again
+            if not message.silos:
+                message.silos.extend(sorted(self._means.manifest().silos))
+            config = wire_session.config_from_wire(message)
+            self._check(config)
+            self._make_room()
+            session_id = self._means.entropy(32)
+            session = Session.create(config, session_id, self._means, key)
+            self._sessions[session_id] = session
+            return session
+
+    def _check(self, config: SessionConfig) -> None:
+        manifest = self._means.manifest()
+        if config.consortium != manifest.consortium:
+            raise MalformedMessage(
+                "session-consortium", f"This coordinator serves consortium {manifest.consortium}."
+            )
+        if unknown := set(config.silos) - manifest.silos.keys():
+            raise MalformedMessage("session-silos", f"No such silos: {sorted(unknown)}.")
+        for session in self.all():
+            if session.config.name == config.name and session.state is State.ACTIVE:
+                raise Conflict("admin", "session-name", f"Session {config.name} is active.")
+
+    def _make_room(self) -> None:
+        """Forget the oldest session that is over, with its sums, if there are too many."""
+        if len(self._sessions) < self._max_sessions:
+            return
+        over = next((s for s in self.all() if s.state is not State.ACTIVE), None)
+        if over is None:
+            raise QuotaExceeded("session-count", "This coordinator drives no more at once.")
+        del self._sessions[over.session_id]
+        self._means.journal.forget(over.session_id)
+        self._means.disk.remove(over.folder)
+
+    def by_id(self, session_id: bytes) -> Session:
+        """Return a session.
+
+        Raises:
+            NotFound: there is no such session.
+        """
+        if session_id not in self._sessions:
+            raise NotFound("session-unknown", "There is no such session at this coordinator.")
+        return self._sessions[session_id]
+
+    def by_name(self, name: str) -> Session:
+        """Return the newest session of a name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        for session in reversed(self.all()):
+            if session.config.name == name:
+                return session
+        raise NotFound(
+            "session-unknown",
+            f"There is no session named {name!r} at this coordinator.",
+            "An admin creates it with `secagg session create`.",
+        )
+
+    def all(self) -> list[Session]:
+        """All sessions, oldest first."""
+        return list(self._sessions.values())

@@ -1,0 +1,277 @@
+"""A coordinator that is killed between any two of its steps goes on where it stood."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secagg.coordinator.records import parse
+from secagg.coordinator.session import Session
+from secagg.coordinator.sessions import Sessions
+from secagg.coordinator.state import State, Step
+from secagg.crypto.digest import vector_digest
+from secagg.errors import FaultyClient, RoundAborted, StorageDamaged
+from secagg.masking.messages import Signatures
+from secagg.wire import session as wire_session
+
+from .play import CHUNK, SUMS, TASK, World, exact_sum, sign_opening
+
+A, B = "a", "b"
+
+
+def picture(session: Session) -> dict[str, object]:
+    """All that a session remembers and anybody could notice."""
+    live = session.attempt
+    return {
+        "state": session.state,
+        "results": list(session.results),
+        "bases": {task: session.base(task) for task in sorted(session._tasks)},
+        "ready": dict(session._ready),
+        "attempts": session._attempts,
+        "aborts": {n: (e.phase, e.have, e.need, e.blamed) for n, e in session._aborts.items()},
+        "excluded": set(session._excluded),
+        "descriptor": live and live.descriptor,
+        "phase": live and live.server.phase,
+        "arrived": live and live.server.phase != "unmasking" and live.server.arrived,
+        "broadcasts": live and list(live.broadcasts),
+        "left": live and set(live.left),
+        "sum": live and live.server._sum.total.tobytes(),
+    }
+
+
+def restarted(world: World) -> None:
+    """Restart, and see that nothing has changed but what is never written down."""
+    before = picture(world.session)
+    world.restart()
+    assert picture(world.session) == before
+
+
+def test_a_restart_after_every_call_changes_nothing(world: World) -> None:
+    world.open()
+    world.open(SUMS)
+    restarted(world)
+    for _ in range(2):
+        for name in world.players:
+            world.ready(name)
+            restarted(world)
+        assert world.session.tick(world.now)
+        restarted(world)
+        for _phase in range(4):
+            for player in world.players.values():
+                player.step()
+                restarted(world)
+            assert world.session.tick(world.now)
+            restarted(world)
+        for player in world.players.values():
+            player.step()
+        assert world.session.tick(world.now)
+        restarted(world)
+        result = world.session.results[-1]
+        total = world.sum(result.round)
+        np.testing.assert_array_equal(total, exact_sum(world.players.values()))
+        assert vector_digest(total.tobytes(), CHUNK) == result.vector_digest
+
+
+def test_what_was_revealed_is_asked_for_again(world: World) -> None:
+    """Not written down, so gone; the silos give the very same bytes once more."""
+    world.start()
+    world.phases(4)
+    for player in world.players.values():
+        player.step()
+    first = {name: player.sent[-1] for name, player in world.players.items()}
+    assert world.players[A].look() is None  # answered: nothing to ask
+    world.restart()
+    for name, player in world.players.items():
+        again = player.look()
+        assert isinstance(again, Signatures)
+        player.send(first[name])
+        assert player.look() is None or world.session.results
+    world.tick()
+    np.testing.assert_array_equal(world.sum(1), exact_sum(world.players.values()))
+
+
+def test_no_revealed_share_is_ever_written(world: World) -> None:
+    world.start()
+    world.phases(4)
+    shares = []
+    for player in world.players.values():
+        player.step()
+        shares += [share.share.reveal() for share in player.sent[-1].shares]
+    disk = [path.read_bytes() for path in world.directory.rglob("*") if path.is_file()]
+    disk += [row for rows in world.journal.load().values() for row in rows]
+    assert shares
+    assert not [share for share in shares if any(share in data for data in disk)]
+
+
+def test_a_half_received_vector_is_sent_again(world: World) -> None:
+    world.start()
+    world.phases(2)
+    player = world.players[A]
+    message = player.answer(player.look())
+    upload = world.session.vector_upload(player.name, 1, 1, len(player.ring.pack(player.masked)))
+    upload.put(0, bytes(player.ring.pack(player.masked)[:CHUNK]))
+    world.restart()
+    with pytest.raises(FaultyClient) as refusal:
+        world.session.send(message, 1, 1)
+    assert refusal.value.code == "chunk-gap"
+    assert not (world.directory / "spool").exists() or not list(world.directory.glob("spool/*"))
+    player.send(message)
+    world.step(*"bcd")
+    world.tick()
+    world.phases(2)
+    np.testing.assert_array_equal(world.sum(1), exact_sum(world.players.values()))
+
+
+def test_an_aborted_attempt_stays_aborted(world: World) -> None:
+    world.start()
+    world.phases(1)
+    world.step(A, B)
+    world.now += world.config.phase_deadline
+    world.tick()
+    assert isinstance(world.session.next(world.players[A].name, 1, 1, 1), RoundAborted)
+    restarted(world)
+    assert isinstance(world.session.next(world.players[A].name, 1, 1, 1), RoundAborted)
+    for player in world.players.values():
+        player.again()
+    world.ready(fresh=False)
+    restarted(world)
+    world.tick()
+    assert world.session.attempt.number == 2
+    world.phases(5)
+    np.testing.assert_array_equal(world.sum(1), exact_sum(world.players.values()))
+
+
+def test_the_vectors_go_when_the_round_ends(world: World) -> None:
+    world.start()
+    world.phases(3)
+    assert len(list(world.directory.glob("spool/*"))) == 4
+    world.phases(2)
+    assert not list(world.directory.glob("spool/*"))
+    rows = [parse(row).WhichOneof("record") for row in world.journal.load()[world.session_id]]
+    assert rows == ["created", "task_opened", "released"]
+
+
+def test_an_ended_session_stays_ended(world: World) -> None:
+    world.start()
+    world.session.abort()
+    world.restart()
+    assert world.session.state is State.ABORTED
+    assert world.session.attempt is None
+
+
+def test_weights_survive(world: World) -> None:
+    weights = os.urandom(150)
+    session = world.session
+    signed = sign_opening(world.config, world.session_id, A, world.keys[A], weights=weights)
+    assert session.open_task(world.players[A].name, TASK, 0.0) is True
+    upload = session.weights_upload(world.players[A].name, TASK, len(weights))
+    for at in range(0, len(weights), CHUNK):
+        upload.put(at, weights[at : at + CHUNK])
+    session.propose_task(world.players[A].name, signed)
+    restarted(world)
+    assert world.session.open_task(world.players[B].name, TASK, 0.0) == signed
+    assert world.path(world.session.weights_name(TASK)).read_bytes() == weights
+
+
+def test_a_half_made_proposal_is_asked_for_again(world: World) -> None:
+    world.session.open_task(world.players[A].name, TASK, 0.0)
+    upload = world.session.weights_upload(world.players[A].name, TASK, 100)
+    upload.put(0, bytes(CHUNK))
+    world.restart()
+    with pytest.raises(FaultyClient) as refusal:
+        world.session.weights_upload(world.players[A].name, TASK, 100)
+    assert refusal.value.code == "task-proposer"
+    assert world.session.open_task(world.players[A].name, TASK, 0.0) is True
+    assert not list(world.directory.glob("weights/*"))
+
+
+@pytest.mark.parametrize("blob", ["spool/1-1-b", "sums/1", "weights/training.safetensors"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_a_damaged_blob_is_named(world: World, blob: str, damage: str) -> None:
+    if blob.startswith("weights"):
+        test_weights_survive(world)
+    else:
+        world.start()
+        world.phases(5 if blob.startswith("sums") else 3)
+    path = world.directory / blob
+    data = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        data[CHUNK + 1] ^= 4
+        path.write_bytes(data if damage == "flip" else data[:-1])
+    with pytest.raises(StorageDamaged) as caught:
+        world.restart()
+    assert blob in caught.value.observed
+    assert (f"chunk at {CHUNK} " in caught.value.observed) == (damage == "flip")
+
+
+def test_records_that_contradict_each_other_are_refused(world: World) -> None:
+    world.start()
+    world.phases(2)
+    rows = world.journal.load()[world.session_id]
+    last_phase = max(i for i, row in enumerate(rows[:-1]) if parse(row).HasField("phase_closed"))
+    for left_out in range(1, last_phase + 1):
+        remaining = rows[:left_out] + rows[left_out + 1 :]
+        kind = parse(rows[left_out]).WhichOneof("record")
+        if kind in ("said_ready", "took_back"):  # as if it had not been said
+            Session.restore(remaining, world.means, world.now)
+        else:
+            with pytest.raises(StorageDamaged, match="session study"):
+                Session.restore(remaining, world.means, world.now)
+
+
+def test_all_sessions_come_back_and_strangers_go(world: World, tmp_path: Path) -> None:
+    sessions = Sessions(world.means, max_sessions=3)
+    sessions.restore(0.0)
+    assert [s.session_id for s in sessions.all()] == [world.session_id]
+    message = wire_session.config_to_wire(world.config)
+    message.name = "another"
+    made = sessions.create(message, b"k" * 32)
+    assert sessions.create(message, b"k" * 32) is made  # the same call again
+    stray = world.path("sessions/" + "ab" * 32 + "/sums/1")
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"x")
+    again = Sessions(world.means, max_sessions=3)
+    again.restore(0.0)
+    assert [s.config.name for s in again.all()] == ["study", "another"]
+    assert again.create(message, b"k" * 32).session_id == made.session_id
+    assert not stray.exists()
+
+
+def test_a_session_that_made_room_does_not_come_back(world: World) -> None:
+    sessions = Sessions(world.means, max_sessions=1)
+    sessions.restore(0.0)
+    sessions.by_name("study").abort()
+    message = wire_session.config_to_wire(world.config)
+    message.name = "another"
+    sessions.create(message)
+    again = Sessions(world.means, max_sessions=1)
+    again.restore(0.0)
+    assert [s.config.name for s in again.all()] == ["another"]
+
+
+def test_a_silo_taken_out_of_the_manifest_is_not_waited_for(world: World) -> None:
+    world.start()
+    world.phases(1)
+    world.step(*"abc")
+    assert not world.session.tick(world.now)
+    silos = {name: key for name, key in world.manifest.silos.items() if name != "d"}
+    world.manifest = type(world.manifest)(
+        world.manifest.consortium, 2, silos, world.manifest.coordinator
+    )
+    assert world.session.tick(world.now)
+    restarted(world)  # under the manifest that the attempt opened with
+    assert world.session.next(world.players[A].name, 1, 1, Step.ROSTER) is not None
+
+
+def test_a_late_proposer_makes_room(world: World) -> None:
+    session, late = world.session, world.players[A].name
+    session.open_task(late, TASK, 0.0)
+    assert session.open_task(world.players[B].name, TASK, 1.0) is False
+    assert not session.tick(session.due() - 1)
+    assert session.tick(session.due())
+    assert session.open_task(world.players[B].name, TASK, 200.0) is True
