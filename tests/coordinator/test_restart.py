@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from secagg.coordinator import session as machine
+from secagg.coordinator.driver import Driver, Stopping
 from secagg.coordinator.records import parse
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
+from secagg.coordinator.spool import Stored
 from secagg.coordinator.state import State, Step
 from secagg.crypto.digest import vector_digest
-from secagg.errors import FaultyClient, RoundAborted, StorageDamaged
+from secagg.errors import FaultyClient, RoundAborted, StorageDamaged, StorageFailed
+from secagg.masking import server
 from secagg.masking.messages import Signatures
 from secagg.wire import session as wire_session
 
@@ -91,19 +96,6 @@ def test_what_was_revealed_is_asked_for_again(world: World) -> None:
         assert player.look() is None or world.session.results
     world.tick()
     np.testing.assert_array_equal(world.sum(1), exact_sum(world.players.values()))
-
-
-def test_no_revealed_share_is_ever_written(world: World) -> None:
-    world.start()
-    world.phases(4)
-    shares = []
-    for player in world.players.values():
-        player.step()
-        shares += [share.share.reveal() for share in player.sent[-1].shares]
-    disk = [path.read_bytes() for path in world.directory.rglob("*") if path.is_file()]
-    disk += [row for rows in world.journal.load().values() for row in rows]
-    assert shares
-    assert not [share for share in shares if any(share in data for data in disk)]
 
 
 def test_a_half_received_vector_is_sent_again(world: World) -> None:
@@ -275,3 +267,120 @@ def test_a_late_proposer_makes_room(world: World) -> None:
     assert not session.tick(session.due() - 1)
     assert session.tick(session.due())
     assert session.open_task(world.players[B].name, TASK, 200.0) is True
+
+
+# Each promise, on a variant that does not keep it.
+
+
+def files(world: World) -> list[bytes]:
+    """All that lies on the coordinator's disk."""
+    blobs = [path.read_bytes() for path in world.directory.rglob("*") if path.is_file()]
+    return blobs + [row for rows in world.journal.load().values() for row in rows]
+
+
+def test_a_journal_of_every_message_gives_updates_to_who_takes_the_disk(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masked vectors and enough shares in one place are the updates in that place."""
+    shares = reveal(world)
+    assert not [share for share in shares if any(share in data for data in files(world))]
+    with monkeypatch.context() as weakened:
+        weakened.setattr(machine, "Unmasking", type(None))
+        world.restart()
+        shares = reveal(world, again=True)
+    assert all(any(share in data for data in files(world)) for share in shares)
+
+
+def reveal(world: World, *, again: bool = False) -> list[bytes]:
+    """Play until the silos have revealed; returns the shares."""
+    if not again:
+        world.start()
+        world.phases(4)
+    for player in world.players.values():
+        if again:
+            player.send(player.sent[-1])
+        else:
+            player.step()
+    sent = [player.sent[-1] for player in world.players.values()]
+    return [share.share.reveal() for message in sent for share in message.shares]
+
+
+def test_a_changed_vector_would_be_summed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.start()
+    world.phases(3)
+    path = world.directory / "spool" / "1-1-b"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    with pytest.raises(StorageDamaged):
+        world.restart()
+    with monkeypatch.context() as weakened:
+        weakened.setattr(Stored, "read", lambda self, disk, name, chunk: disk.view(name))
+        weakened.setattr(server, "vector_digest", lambda *_: expected_digests.pop(0))
+        expected_digests = [player.sent[-1].vector_digest for player in world.players.values()]
+        world.restart()
+    world.phases(2)
+    assert world.sum(1)[0] != exact_sum(world.players.values())[0]
+
+
+def test_an_acknowledged_vector_would_be_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A silo that was told its vector is there is in the sum, whatever happens to the process."""
+    world.start()
+    world.phases(2)
+    with monkeypatch.context() as weakened:
+        weakened.setattr(Session, "_log", lambda *_, **__: None)
+        world.step("a")
+    world.restart()
+    assert "a" not in world.session.attempt.server.arrived
+    player = world.players["a"]
+    player.send(player.sent[-1])
+    world.restart()
+    assert "a" in world.session.attempt.server.arrived
+
+
+def test_other_survivors_would_be_shown_after_a_restart(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was shown once is what is shown for ever: else two sets are out for one attempt."""
+    world.start()
+    world.phases(2)
+    world.step("a", "b", "c")
+    world.now += world.config.phase_deadline
+    with monkeypatch.context() as weakened:
+        weakened.setattr(Session, "_log", lambda *_, **__: None)
+        assert world.session.tick(world.now)
+    first = world.players["a"].look()
+    world.restart()
+    world.step("d")
+    world.tick()
+    second = world.players["a"].look()
+    assert len(first.commits) == 3
+    assert len(second.commits) == 4  # the weakened coordinator has shown both
+    restarted(world)
+    assert world.players["a"].look() == second
+
+
+def test_what_was_not_written_is_seen_by_nobody(world: World) -> None:
+    """The disk is full: the caller hears an error, and the driver lets nobody in any more."""
+
+    def full(*_: object, **__: object) -> None:
+        raise StorageFailed("storage-failed", "The disk is full.")
+
+    async def play() -> list[StorageFailed]:
+        failures: list[StorageFailed] = []
+        driver = Driver(world.session, failures.append)
+        poll = asyncio.create_task(driver.wait(lambda: world.session.attempt))
+        await asyncio.sleep(0)
+        world.journal.append = full  # type: ignore[method-assign]
+        with pytest.raises(StorageFailed):
+            await driver.call(world.session.ready, world.players["d"].name, TASK, base, 0.0)
+        assert await poll is None
+        with pytest.raises(Stopping):
+            await driver.look(lambda: world.session.attempt)
+        await driver.stop()
+        return failures
+
+    world.open()
+    base = world.session.base(TASK)
+    world.ready("a", "b")  # too few for an attempt
+    assert len(asyncio.run(play())) == 1

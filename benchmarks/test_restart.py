@@ -1,0 +1,207 @@
+"""From kill -9 to serving, with a round's vectors in the spool.
+
+The floor is the same start with an empty state directory: what Python, gRPC and the certificates
+cost. What is beyond it reads the spool once, hashes it twice (each chunk, and the signed digest)
+and adds it up. Writing and syncing each vector is measured apart, beside the bare write.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+import sys
+import time
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from secagg.config import (
+    Clip,
+    MaskPrg,
+    Policy,
+    Protection,
+    SessionConfig,
+    SiloId,
+    TaskConfig,
+    ThresholdRule,
+    Weighting,
+)
+from secagg.coordinator.session import Means, Session
+from secagg.coordinator.spool import Upload
+from secagg.coordinator.sqlite import SqliteJournal
+from secagg.coordinator.state import Step
+from secagg.crypto.sign import IdentityKey
+from secagg.disk import LocalDisk
+from secagg.encoding.schema import Schema, TensorSpec
+from secagg.masking import client
+from secagg.masking.ledger import MemoryLedger
+from secagg.masking.messages import Dealt, Descriptor, Roster
+from secagg.masking.transcript import NO_WEIGHTS, TaskOpening, opening_transcript
+from secagg.pki.authority import Authority
+from secagg.pki.credentials import load_credentials
+from secagg.pki.enrolment import create_request, install_bundle
+from secagg.pki.names import Role
+from secagg.ring.vectors import Ring
+from secagg.wire.session import SignedOpening
+
+SILOS, PARAMETERS = 32, 10**6
+RING = Ring(32)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A consortium of 32 silos, and a coordinator that died in MaskedInput with all vectors in."""
+    root = tmp_path_factory.mktemp("restart")
+    now = datetime.now(UTC)
+    authority = Authority.create(root / "authority", "bench", now=now)
+    members = [(Role.SILO, f"silo-{n:02}") for n in range(SILOS)] + [(Role.COORDINATOR, "main")]
+    for role, name in members:
+        bundle = authority.approve(
+            create_request(root / name, role, name, "bench", os.urandom), now=now
+        )
+        install_bundle(root / name, bundle, fingerprint=authority.fingerprint, now=now)
+    with closing(SqliteJournal(root / "state")) as journal:
+        _spool_a_round(root, journal)
+    for state in ("state", "empty"):
+        (root / f"{state}.toml").write_text(
+            f'listen = "127.0.0.1:0"\ncredentials = "main"\nstate = "{state}"\n'
+        )
+    return root
+
+
+def _spool_a_round(root: Path, journal: SqliteJournal) -> None:
+    """Play 32 silos up to their masked inputs."""
+    now = datetime.now(UTC)
+    coordinator = load_credentials(root / "main", now=now, role=Role.COORDINATOR)
+    manifest = coordinator.manifest.manifest
+    identity = coordinator.identity_key
+    assert identity is not None
+    names = tuple(sorted(manifest.silos))
+    task = TaskConfig("training", Weighting.SUM, 1, 32, 1.0, Clip.NONE, 1.0)
+    config = SessionConfig(
+        "bench",
+        "bench",
+        names,
+        Protection.MASKED,
+        1,
+        ThresholdRule(2, 3),
+        3,
+        MaskPrg.AES_128_CTR,
+        (task,),
+    )
+    disk = LocalDisk(root / "state")
+    means = Means(
+        lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes, 2**30
+    )
+    session = Session.create(config, secrets.token_bytes(32), means)
+    keys = {
+        name: load_credentials(root / name, now=now, role=Role.SILO).identity_key for name in names
+    }
+    _open(session, names[0], keys[names[0]])
+    length = PARAMETERS + 4
+    for name in names:
+        session.ready(name, "training", session.base("training"), 0.0)
+    assert session.tick(0.0)
+    states: dict[SiloId, object] = {}
+    expected = client.Expected("training", 1, session.base("training"))
+    policy = Policy(1, 3, 3, (Protection.MASKED,), (32,), tuple(Clip), 1.0)
+    for step in range(3):
+        for name in names:
+            key = keys[name]
+            assert key is not None
+            member = client.Member(name, key, manifest, policy, config, session.session_id)
+            event = session.next(name, 1, min(step, 1), Step(step))
+            match event:
+                case Descriptor():
+                    ledger = MemoryLedger()
+                    admitted = client.admit(event, member, expected, ledger)
+                    recorded = ledger.record(admitted.entry)
+                    states[name], message = client.advertise_keys(
+                        admitted, recorded, entropy=os.urandom
+                    )
+                case Roster():
+                    states[name], message = client.share_keys(
+                        states[name], event, entropy=os.urandom
+                    )
+                case Dealt():
+                    vector = np.zeros(length, RING.dtype)
+                    states[name], message = client.mask_input(states[name], event, vector)
+                    _upload(session, name, RING.pack(vector))
+            session.send(message, 1, 1)
+        if step < 2:
+            assert session.tick(0.0)
+
+
+def _open(session: Session, silo: SiloId, key: IdentityKey | None) -> None:
+    assert key is not None
+    opening = TaskOpening("training", Schema((TensorSpec("w", (PARAMETERS,)),)), "", NO_WEIGHTS)
+    transcript = opening_transcript(session.session_hash, session.session_id)
+    session.open_task(silo, "training", 0.0)
+    session.propose_task(silo, SignedOpening.sign(opening, 0, silo, key, transcript))
+
+
+def _upload(session: Session, silo: SiloId, data: memoryview) -> None:
+    upload = session.vector_upload(silo, 1, 1, len(data))
+    size = session.config.chunk_bytes
+    for offset in range(0, len(data), size):
+        upload.put(offset, bytes(data[offset : offset + size]))
+
+
+def start_and_kill(root: Path, state: str) -> None:
+    """Start the coordinator, wait until it serves, kill it."""
+    port = root / "port"
+    port.unlink(missing_ok=True)
+    command = [sys.executable, "-c", "from secagg.cli import main; main()", "serve"]
+    command += ["--config", str(root / f"{state}.toml")]
+    child = subprocess.Popen([*command, "--port-file", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        while not port.exists():
+            assert child.poll() is None
+            time.sleep(0.005)
+    finally:
+        child.kill()
+        child.wait()
+
+
+@pytest.mark.benchmark(group="kill -9 to serving")
+def test_floor_nothing_to_restore(benchmark: BenchmarkFixture, place: Path) -> None:
+    benchmark.pedantic(start_and_kill, (place, "empty"), rounds=5)
+
+
+@pytest.mark.benchmark(group="kill -9 to serving")
+def test_32_silos_of_a_million_spooled(benchmark: BenchmarkFixture, place: Path) -> None:
+    spooled = list((place / "state").rglob("spool/*"))
+    assert len(spooled) == SILOS
+    assert sum(path.stat().st_size for path in spooled) >= SILOS * PARAMETERS * 4
+    benchmark.pedantic(start_and_kill, (place, "state"), rounds=5)
+
+
+@pytest.mark.benchmark(group="spooling 4 MB")
+def test_floor_write_and_fsync(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    data = os.urandom(4 * PARAMETERS)
+
+    def write() -> None:
+        file = os.open(tmp_path / "blob", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.write(file, data)
+        os.fsync(file)
+        os.close(file)
+
+    benchmark(write)
+
+
+@pytest.mark.benchmark(group="spooling 4 MB")
+def test_upload_to_the_spool(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    data, disk = os.urandom(4 * PARAMETERS), LocalDisk(tmp_path)
+
+    def spool() -> None:
+        upload = Upload(disk, "blob", len(data), 2**20)
+        for offset in range(0, len(data), 2**20):
+            upload.put(offset, data[offset : offset + 2**20])
+        assert len(upload.stored().chunk_digests) == 4
+
+    benchmark(spool)
