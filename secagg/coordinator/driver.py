@@ -107,7 +107,7 @@ class Driver:
 
     async def _run(self) -> None:
         try:
-            while self.session.state is State.ACTIVE:
+            while self.session.state is State.ACTIVE and not self._stopped:
                 await self._advance()
         except StorageFailed as error:
             self._give_up(error)
@@ -126,7 +126,9 @@ class Driver:
         """Do what is due, then sleep until something may be."""
         self._wake.clear()
         async with self._changed:
-            while await asyncio.to_thread(self.session.tick, time.monotonic()):
+            while not self._stopped and await asyncio.to_thread(
+                self.session.tick, time.monotonic()
+            ):
                 self._changed.notify_all()
                 self._report()
         due = self.session.due() - time.monotonic()
