@@ -26,7 +26,7 @@ from secagg.config import (
     ThresholdRule,
     Weighting,
 )
-from secagg.coordinator.journal import MemoryJournal
+from secagg.coordinator.journal import Journal, MemoryJournal
 from secagg.coordinator.session import Means, Session
 from secagg.coordinator.state import Event, State, Step
 from secagg.crypto.digest import vector_digest
@@ -252,14 +252,20 @@ def exact_sum(players: Iterable[Player]) -> Vector:
 class World:
     """A session with fake time, its silos, and its coordinator."""
 
-    def __init__(self, directory: Path, silos: Iterable[str] = "abcd", **changes: Any) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        silos: Iterable[str] = "abcd",
+        journal: Journal | None = None,
+        **changes: Any,
+    ) -> None:
         self.config = make_config(silos, **changes)
         self.keys = {str(name): IdentityKey.generate(os.urandom) for name in self.config.silos}
         self.coordinator = IdentityKey.generate(os.urandom)
         self.manifest = make_manifest(self.keys, self.coordinator)
         self.session_id = os.urandom(32)
         self.now = 1000.0
-        self.journal = MemoryJournal()
+        self.journal = journal or MemoryJournal()
         self.means = Means(
             manifest=lambda: self.manifest,
             signed_manifest=lambda: b"",

@@ -21,6 +21,7 @@ from secagg.errors import FaultyClient, RoundAborted, StorageDamaged, StorageFai
 from secagg.masking import server
 from secagg.masking.messages import Signatures
 from secagg.wire import session as wire_session
+from secagg.wire.session import SignedOpening
 
 from .play import CHUNK, SUMS, TASK, World, exact_sum, sign_opening
 
@@ -154,7 +155,8 @@ def test_an_ended_session_stays_ended(world: World) -> None:
     assert world.session.attempt is None
 
 
-def test_weights_survive(world: World) -> None:
+def open_with_weights(world: World) -> tuple[bytes, SignedOpening]:
+    """Open the training task with initial weights."""
     weights = os.urandom(150)
     session = world.session
     signed = sign_opening(world.config, world.session_id, A, world.keys[A], weights=weights)
@@ -163,6 +165,11 @@ def test_weights_survive(world: World) -> None:
     for at in range(0, len(weights), CHUNK):
         upload.put(at, weights[at : at + CHUNK])
     session.propose_task(world.players[A].name, signed)
+    return weights, signed
+
+
+def test_weights_survive(world: World) -> None:
+    weights, signed = open_with_weights(world)
     restarted(world)
     assert world.session.open_task(world.players[B].name, TASK, 0.0) == signed
     assert world.path(world.session.weights_name(TASK)).read_bytes() == weights
@@ -184,7 +191,7 @@ def test_a_half_made_proposal_is_asked_for_again(world: World) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_blob_is_named(world: World, blob: str, damage: str) -> None:
     if blob.startswith("weights"):
-        test_weights_survive(world)
+        open_with_weights(world)
     else:
         world.start()
         world.phases(5 if blob.startswith("sums") else 3)
