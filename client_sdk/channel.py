@@ -6,14 +6,19 @@ TLS handshake reaches gRPC as a bare UNAVAILABLE: hence our own certificate is c
 dialling, a server certificate that does not verify is reported at once, and a coordinator that was
 never reached is given up after ``CONNECT_SECONDS``.
 
+A training runs longer than a certificate: before every attempt the certificate on disk is looked
+at, and a renewed one takes over with a new connection, while calls in flight end over the old one.
+
 The channel is blocking on purpose: so is a trainer, and an event loop in its process would buy
 nothing.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import grpc
@@ -21,6 +26,7 @@ import tenacity
 from google.protobuf.message import Message
 
 from client_sdk.profile import Profile
+from client_sdk.progress import log
 from secagg.errors import (
     CredentialError,
     FaultyServer,
@@ -30,7 +36,9 @@ from secagg.errors import (
     StaleModel,
     TooLate,
 )
+from secagg.pki.credentials import Credentials
 from secagg.pki.names import server_dns_name
+from secagg.pki.renewal import Reminder, RenewalWatch, utc_now
 from secagg.wire._pb import service_pb2 as api
 
 R = TypeVar("R", bound=Message)
@@ -66,44 +74,62 @@ class CoordinatorRefused(SecaggError):
     """The coordinator refused a call for a reason that has no class of its own here."""
 
 
+@dataclass(eq=False)
+class _Line:
+    """One gRPC channel under one certificate; hung up once it is replaced and its calls are done.
+
+    Args:
+        channel: gRPC's.
+        calls: how many are in flight.
+    """
+
+    channel: grpc.Channel
+    calls: int = 0
+
+
 class Channel:
     """A connection to the coordinator of a profile.
 
     Args:
         profile: checked credentials and address.
         service: "Aggregation" or "Admin".
+        now: aware, UTC.
 
     Raises:
         CredentialError: our own certificate has expired or is not valid yet.
     """
 
-    def __init__(self, profile: Profile, service: str = "Aggregation") -> None:
-        credentials = profile.credentials
-        credentials.check_validity(datetime.now(UTC))
+    def __init__(
+        self,
+        profile: Profile,
+        service: str = "Aggregation",
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
         self._address = profile.coordinator
         self._service = api.DESCRIPTOR.services_by_name[service]
+        self._now = now
         self._reached = False
-        self._channel = grpc.secure_channel(
-            profile.coordinator,
-            grpc.ssl_channel_credentials(
-                credentials.authority_pem,
-                credentials.tls_key_pem.reveal(),
-                credentials.certificate_pem,
-            ),
-            options=[
-                (
-                    "grpc.ssl_target_name_override",
-                    server_dns_name(credentials.identity.consortium),
-                ),
-                ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
-                ("grpc.max_reconnect_backoff_ms", 5_000),
-                ("grpc.enable_retries", 0),
-            ],
-        )
+        self._lock = threading.Lock()
+        self._closed = False
+        self._watch = RenewalWatch(profile.credentials, now=now)
+        self._reminder = Reminder()
+        self._credentials = profile.credentials
+        self._line = _Line(_dial(self._address, self._credentials))
+        self._lines = [self._line]
+        try:
+            self._check_certificate()
+        except CredentialError:
+            self.close()
+            raise
 
     def close(self) -> None:
-        """Close the connection."""
-        self._channel.close()
+        """Close the connection; calls in flight fail. Twice is once."""
+        with self._lock:
+            self._closed = True
+            lines, self._lines = self._lines, []
+        for line in lines:
+            line.channel.close()
 
     def call(
         self, method: str, request: Message, kind: type[R], *, seconds: float = CALL_SECONDS
@@ -112,18 +138,22 @@ class Channel:
 
         Raises:
             CoordinatorUnreachable: transient faults went on for too long.
-            CredentialError: a certificate, ours or theirs, was refused.
+            CredentialError: a certificate, ours or theirs, was refused, or ours has expired.
             StaleModel, TooLate, SessionEnded, NotFound, CoordinatorRefused: as the coordinator
                 says.
         """
-        return self._retry(lambda: self._stub(method)(request, timeout=seconds), kind)
+        return self._retry(lambda: self._attempt(method, request, seconds), kind)
 
     def once(self, method: str, request: Message, *, seconds: float) -> None:
         """Call a method without retrying and without caring: a courtesy on the way out."""
+        self._take_up_renewal()
+        line, stub = self._pick_up(method)
         try:
-            self._stub(method)(request, timeout=seconds)
+            stub(request, timeout=seconds)
         except grpc.RpcError:
             return
+        finally:
+            self._put_down(line)
 
     def call_many(self, method: str, requests: Iterable[Message], kind: type[R]) -> None:
         """Call an idempotent method for each request, two in flight.
@@ -131,28 +161,98 @@ class Channel:
         Raises:
             As ``call``.
         """
-        stub = self._stub(method)
-        flying: list[tuple[Message, Any]] = []
+        flying: list[tuple[Message, Any, _Line]] = []
         try:
             for request in requests:
-                flying.append((request, stub.future(request, timeout=CALL_SECONDS)))
+                self._check_certificate()
+                line, stub = self._pick_up(method)
+                flying.append((request, stub.future(request, timeout=CALL_SECONDS), line))
                 if len(flying) >= UPLOADS_IN_FLIGHT:
                     self._land(method, *flying.pop(0), kind)
             while flying:
                 self._land(method, *flying.pop(0), kind)
         finally:
-            for _, future in flying:
+            for _, future, line in flying:
                 future.cancel()
+                self._put_down(line)
 
-    def _land(self, method: str, request: Message, future: Any, kind: type[R]) -> None:
+    def _land(self, method: str, request: Message, future: Any, line: _Line, kind: type[R]) -> None:
         try:
             future.result()
         except grpc.RpcError:
             self.call(method, request, kind)  # the same chunk again is acknowledged again
+        finally:
+            self._put_down(line)
+
+    def _attempt(self, method: str, request: Message, seconds: float) -> Any:
+        self._check_certificate()
+        line, stub = self._pick_up(method)
+        try:
+            return stub(request, timeout=seconds)
+        finally:
+            self._put_down(line)
+
+    # Our own certificate, and the connection under it.
+
+    def _check_certificate(self) -> None:
+        """Take up a renewal, and return if what we have then is valid; warn if not for long.
+
+        Raises:
+            CredentialError: ``certificate-expired`` or ``certificate-not-yet-valid``.
+        """
+        self._take_up_renewal()
+        now, credentials = self._now(), self._credentials
+        credentials.check_validity(now)
+        if self._reminder.due(credentials, now):
+            log.warning("%s", credentials.ending(now))
+
+    def _take_up_renewal(self) -> None:
+        found = self._watch.poll()
+        if isinstance(found, CredentialError):
+            log.warning(
+                "The renewed certificate is not taken up, the old one stays in use: %s", found
+            )
+        elif found is not None and found.certificate_pem != self._credentials.certificate_pem:
+            self._replace_line(found)
+            log.info(
+                "%s goes on under its renewed certificate, good until %s UTC",
+                found.identity.uri,
+                found.not_after.strftime("%F %T"),
+            )
+
+    def _replace_line(self, renewed: Credentials) -> None:
+        line = _Line(_dial(self._address, renewed))
+        with self._lock:
+            if self._closed:
+                line.channel.close()
+                return
+            self._line, self._credentials = line, renewed
+            self._lines.append(line)
+        self._hang_up()
+
+    def _pick_up(self, method: str) -> tuple[_Line, Any]:
+        """The line in use, kept open until it is put down, and a stub of a method over it."""
+        with self._lock:
+            stub = self._stub(method)
+            self._line.calls += 1
+            return self._line, stub
+
+    def _put_down(self, line: _Line) -> None:
+        with self._lock:
+            line.calls -= 1
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Close the lines that are replaced and have no call in flight any more."""
+        with self._lock:
+            over = [line for line in self._lines if line is not self._line and not line.calls]
+            self._lines = [line for line in self._lines if line not in over]
+        for line in over:
+            line.channel.close()
 
     def _stub(self, method: str) -> Any:
         descriptor = self._service.methods_by_name[method]
-        return self._channel.unary_unary(
+        return self._line.channel.unary_unary(
             f"/{self._service.full_name}/{method}",
             request_serializer=getattr(api, descriptor.input_type.name).SerializeToString,
             response_deserializer=getattr(api, descriptor.output_type.name).FromString,
@@ -195,6 +295,24 @@ class Channel:
             code = str(entry.value) if entry.key == _CODE_KEY else code
         kind = _BY_CODE.get(code) or _BY_STATUS.get(status, CoordinatorRefused)
         return kind(code, text)
+
+
+def _dial(address: str, credentials: Credentials) -> grpc.Channel:
+    """A channel under a certificate; it connects with the first call."""
+    return grpc.secure_channel(
+        address,
+        grpc.ssl_channel_credentials(
+            credentials.authority_pem,
+            credentials.tls_key_pem.reveal(),
+            credentials.certificate_pem,
+        ),
+        options=[
+            ("grpc.ssl_target_name_override", server_dns_name(credentials.identity.consortium)),
+            ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
+            ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.enable_retries", 0),
+        ],
+    )
 
 
 def _is_transient(error: BaseException) -> bool:

@@ -22,8 +22,11 @@ def doctor(profile: Path | None, session: str | None) -> None:
 
     loaded = load_profile(profile)
     credentials = loaded.credentials
-    days = (credentials.not_after - datetime.now(UTC)).days
+    now = datetime.now(UTC)
+    days = credentials.days_left(now)
     click.echo(f"ok  {credentials.identity.uri}, certificate good for {days} days")
+    if credentials.ends_soon(now):
+        click.echo(f"!!  {credentials.ending(now)}")
     click.echo(f"ok  manifest version {credentials.manifest.manifest.version}, policy readable")
     if session is None:
         click.echo("--  coordinator not asked: name a session with --session")

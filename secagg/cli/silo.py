@@ -95,12 +95,14 @@ def install(
 @_DIR
 def show(directory: Path, *, as_json: bool) -> None:
     """Check everything in the directory and show it; no key is ever shown."""
-    credentials = load_credentials(directory, now=datetime.now(UTC), role=installed_role(directory))
+    now = datetime.now(UTC)
+    credentials = load_credentials(directory, now=now, role=installed_role(directory))
     manifest = credentials.manifest.manifest
     value = {
         "identity": credentials.identity.uri,
         "serial": serial_hex(load_certificate(credentials.certificate_pem)),
         "not_after": credentials.not_after.isoformat(),
+        "days_left": credentials.days_left(now),
         "authority_fingerprint": certificate_fingerprint(credentials.authority_pem),
         "manifest_version": manifest.version,
         "silos": sorted(manifest.silos),

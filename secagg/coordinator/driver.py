@@ -126,6 +126,7 @@ class Driver:
         """Do what is due, then sleep until something may be."""
         self._wake.clear()
         async with self._changed:
+            self._changed.notify_all()  # what the session depends on may have changed
             while not self._stopped and await asyncio.to_thread(
                 self.session.tick, time.monotonic()
             ):

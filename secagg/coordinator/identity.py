@@ -2,13 +2,13 @@
 
 TLS has checked the chain and that the peer holds the key; here the certificate's one URI is read,
 strictly, and held against the role that the service is for and against the newest manifest. So a
-revocation takes effect on the next call over an open connection.
+revocation, and a certificate's end, take effect on the next call over an open connection.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import grpc
@@ -16,12 +16,23 @@ import grpc
 from secagg.errors import CredentialError, IdentityRefused, RoleRefused
 from secagg.masking.manifest import Manifest
 from secagg.pki.names import Identity, Role, peer_identity
+from secagg.pki.renewal import utc_now
 
 
 def caller(
-    context: grpc.aio.ServicerContext[Any, Any], manifest: Callable[[], Manifest], role: Role
+    context: grpc.aio.ServicerContext[Any, Any],
+    manifest: Callable[[], Manifest],
+    role: Role,
+    *,
+    now: Callable[[], datetime] = utc_now,
 ) -> Identity:
     """Return the caller's identity.
+
+    Args:
+        context: of the call.
+        manifest: gives the membership in force.
+        role: whom the service is for.
+        now: aware, UTC; a certificate that ends while its connection is open ends its calls.
 
     Raises:
         IdentityRefused: no certificate, or none of the one accepted form.
@@ -36,7 +47,7 @@ def caller(
             pems[0],
             consortium=current.consortium,
             revoked=current.revoked,
-            now=datetime.now(UTC),
+            now=now(),
         )
     except CredentialError as error:
         kind = RoleRefused if error.code in _KNOWN_BUT_REFUSED else IdentityRefused

@@ -147,12 +147,10 @@ def _die(error: StorageFailed) -> NoReturn:
 
 async def _follow_manifest(manifests: Manifests, servicer: Servicer, stop: asyncio.Event) -> None:
     """Until the stop: wake the sessions when the authority's list of members has changed."""
-    version = manifests().version
     while not stop.is_set():
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), LOOK_SECONDS)
-        if manifests().version != version:
-            version = manifests().version
+        if manifests.poll():
             servicer.wake()
 
 

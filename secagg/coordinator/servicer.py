@@ -126,7 +126,13 @@ class Servicer:
             case How.WORKS:
                 return await driver.call(handle, time.monotonic())
             case How.WAITS:
-                return await driver.wait(lambda: handle(time.monotonic()))
+                return await driver.wait(functools.partial(self._look, method, request, peer))
+
+    def _look(self, method: Method, request: Any, peer: SiloId) -> Any:
+        """Look once more for one who waits, if it is still somebody who may."""
+        now = time.monotonic()
+        session = find(method, self._sessions, request, peer, now)
+        return method.handle(session, request, peer, now)
 
     def _drive(self) -> None:
         """Have a driver for each session that there is, and for no other."""

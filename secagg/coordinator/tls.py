@@ -7,64 +7,79 @@ handshake can succeed (``launch`` sets it before grpc is first imported; a test 
 handshake).
 
 The fetcher returns None unless the file changed: grpcio segfaults when it is handed new objects on
-every handshake under load (grpc/grpc#36693).
+every handshake under load (grpc/grpc#36693). A file that was refused is looked at again after a
+while, because it may have been one of several that were still being written.
 """
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
-from pathlib import Path
+import time
+from collections.abc import Callable
+from datetime import datetime
 
 import grpc
 import structlog
 
 from secagg.errors import CredentialError
-from secagg.pki.credentials import CERTIFICATE, Credentials, load_credentials
-from secagg.pki.names import Role
+from secagg.pki.credentials import Credentials
+from secagg.pki.renewal import Reminder, RenewalWatch, utc_now
 
 
 class ServerCertificate:
-    """The coordinator's certificate, reloaded when its file changes."""
+    """The coordinator's certificate, reloaded when its file changes.
 
-    def __init__(self, credentials: Credentials) -> None:
-        self._directory = credentials.directory
-        self._initial = _configuration(credentials)
-        self._stamp = _stamp(self._directory)
+    Logs a warning when its end is near: at the start, after a reload and then once a day, as
+    members connect.
+
+    Args:
+        credentials: what the process starts with.
+        now: aware, UTC.
+        monotonic: seconds, for the time between two looks at what was refused.
+    """
+
+    def __init__(
+        self,
+        credentials: Credentials,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._current = credentials
+        self._now = now
+        self._watch = RenewalWatch(credentials, now=now, monotonic=monotonic)
+        self._reminder = Reminder()
+        self._remind()
 
     def credentials(self) -> grpc.ServerCredentials:
         """Credentials for a secure port."""
         return grpc.dynamic_ssl_server_credentials(
-            self._initial,
+            _configuration(self._current),
             self._fetch,  # type: ignore[arg-type]  # None means unchanged
             require_client_authentication=True,
         )
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
-        stamp = _stamp(self._directory)
-        if stamp == self._stamp:
-            return None
-        self._stamp = stamp
+        found = self._watch.poll()
         log = structlog.get_logger()
-        try:
-            renewed = load_credentials(
-                self._directory, now=datetime.now(UTC), role=Role.COORDINATOR
+        if isinstance(found, CredentialError):
+            log.error("certificate-refused", code=found.code)
+        elif found is not None:
+            self._current, self._reminder = found, Reminder()
+            log.info("certificate-reloaded", not_after=found.not_after.isoformat())
+        self._remind()
+        return _configuration(found) if isinstance(found, Credentials) else None
+
+    def _remind(self) -> None:
+        now, current = self._now(), self._current
+        if self._reminder.due(current, now):
+            structlog.get_logger().warning(
+                "certificate-ends-soon",
+                days=current.days_left(now),
+                not_after=current.not_after.isoformat(),
+                remedy=current.how_to_renew,
             )
-        except CredentialError as error:
-            log.error("certificate-refused", code=error.code)
-            return None
-        log.info("certificate-reloaded", not_after=renewed.not_after.isoformat())
-        return _configuration(renewed)
 
 
 def _configuration(credentials: Credentials) -> grpc.ServerCertificateConfiguration:
     pair = (credentials.tls_key_pem.reveal(), credentials.certificate_pem)
     return grpc.ssl_server_certificate_configuration([pair], credentials.authority_pem)
-
-
-def _stamp(directory: Path) -> tuple[int, int]:
-    try:
-        found = os.stat(directory / CERTIFICATE)
-    except OSError:
-        return (0, 0)
-    return (found.st_mtime_ns, found.st_ino)

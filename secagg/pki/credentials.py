@@ -6,14 +6,15 @@
     certificate.pem  this member's certificate     from the bundle, replaced at renewal
     manifest.json    the newest membership seen    never replaced by an older one
 
-``Credentials`` can only come out of ``assemble``: they fit together, at the given time. After a
-renewal a process calls ``load_credentials`` again.
+``Credentials`` can only come out of ``assemble``: they fit together, at the given time. A renewal
+on disk is taken up by ``secagg.pki.renewal``.
 """
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +40,9 @@ IDENTITY_KEY: Final = "identity.key"
 AUTHORITY: Final = "authority.pem"
 CERTIFICATE: Final = "certificate.pem"
 MANIFEST: Final = "manifest.json"
+
+RENEW_DAYS: Final = 14
+"""From so many days before a certificate's end on, its operator is told to renew it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Credentials:
             raise CredentialError(
                 "certificate-expired",
                 f"The certificate of {self.identity.uri} ended at {self.not_after:%F %T} UTC.",
-                "Renew it: `secagg silo request --renew`, then install the admin's new bundle.",
+                self.how_to_renew,
             )
         if now < self.not_before:
             raise CredentialError(
@@ -99,6 +103,34 @@ class Credentials:
                 f"this machine's clock says {now:%F %T} UTC.",
                 "One clock is wrong (clock skew): set this machine's, or the admin's and renew.",
             )
+
+    def days_left(self, now: datetime) -> int:
+        """Whole days from ``now`` (aware, UTC) to the certificate's end; negative after it."""
+        return (self.not_after - now).days
+
+    def ends_soon(self, now: datetime) -> bool:
+        """Whether it is time to renew: ``RENEW_DAYS`` or less are left."""
+        return self.not_after - now <= timedelta(days=RENEW_DAYS)
+
+    @property
+    def how_to_renew(self) -> str:
+        """The commands that its operator and the admin run; nothing has to be stopped for them."""
+        name, role, place = self.identity.name, self.identity.role, shlex.quote(str(self.directory))
+        kind = "" if role is Role.SILO else f" --role {role}"
+        return (
+            f"Renew it: `secagg silo request {name} --consortium {self.identity.consortium}{kind} "
+            f"--renew --dir {place}`, have the admin run `secagg pki approve {name}.request.json`, "
+            f"then `secagg silo install {name}.bundle.json --dir {place}`."
+        )
+
+    def ending(self, now: datetime) -> str:
+        """How long the certificate is good for, in words, and how to renew it."""
+        days = self.days_left(now)
+        left = f"in {days} days" if days > 1 else "in a day" if days == 1 else "within a day"
+        return (
+            f"The certificate of {self.identity.uri} ends {left}, at {self.not_after:%F %T} UTC. "
+            f"{self.how_to_renew}"
+        )
 
 
 def load_credentials(directory: Path, *, now: datetime, role: Role) -> Credentials:

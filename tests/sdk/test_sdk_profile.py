@@ -39,7 +39,7 @@ def test_a_profile_is_found_by_argument_variable_or_default_place(
     name = federation.create(make_sum())
     with client_sdk.join(name) as session:
         assert session.silo == "b"
-        assert (b / "state" / "ledger.jsonl").exists()
+        assert (b / "state" / "lock").exists()
     with client_sdk.join(name, profile=client_sdk.load_profile(a)) as session:
         assert session.silo == "a"
 

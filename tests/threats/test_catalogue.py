@@ -98,6 +98,7 @@ def test_readme_names_every_threat() -> None:
 
 def test_decisions_name_what_was_rejected() -> None:
     records = sorted((MODEL / "decisions").glob("*.md"))
-    assert [record.name[:4] for record in records] == [f"{i:04}" for i in range(1, len(records) + 1)]
+    numbers = [record.name[:4] for record in records]
+    assert numbers == [f"{i:04}" for i in range(1, len(records) + 1)]
     for record in records:
         assert "## Rejected" in record.read_text("utf-8"), record.name

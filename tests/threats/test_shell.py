@@ -62,7 +62,9 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, list[bytes]]:
         )
         return call
 
-    monkeypatch.setattr(made, "_stub", stub)
+    monkeypatch.setattr(made, "_pick_up", lambda method: (None, stub(method)))
+    monkeypatch.setattr(made, "_put_down", nothing)
+    monkeypatch.setattr(made, "_check_certificate", nothing)
     monkeypatch.setattr(
         sdk_channel.tenacity, "wait_random_exponential", lambda **_: tenacity.wait_none()
     )
