@@ -2,15 +2,18 @@
 
 The shell of ``secagg.masking.client``. It stores nothing but the ledger's entries, re-sends only
 what was computed, and falls silent for the rest of the attempt as soon as a step refuses.
+
+A coordinator that is killed comes back with all it was sent but uploads that were not committed and
+the revealed shares, which it never stores: it refuses the one and asks for the other again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
-from client_sdk.channel import POLL_SECONDS, Channel
+from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
 from client_sdk.progress import Progress, log
 from client_sdk.transfer import upload
 from secagg.config import Phase
@@ -33,6 +36,7 @@ from secagg.masking.messages import (
     Roster,
     Signatures,
     Survivors,
+    Unmasking,
 )
 from secagg.masking.server import ClientMessage
 from secagg.ring.vectors import Ring, Vector
@@ -41,6 +45,8 @@ from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 
 S = TypeVar("S")
+UPLOADS: Final = 5
+"""How often one vector is uploaded to a coordinator that keeps losing it."""
 Event: TypeAlias = (
     Descriptor | Roster | Dealt | Survivors | Signatures | Result | RoundAborted | None
 )
@@ -101,16 +107,13 @@ class Submission:
 
     def _attempt(self) -> Concluded | None:
         member = self.member()
-        self.channel.call(
-            "Ready",
-            api.ReadyRequest(
-                session_id=member.session_id, task=self.expected.task, base=self.expected.base
-            ),
-            api.Ack,
+        ready = api.ReadyRequest(
+            session_id=member.session_id, task=self.expected.task, base=self.expected.base
         )
         self.progress.say("ready, waiting for the cohort")
         joined = self._joined(member)
-        while True:
+        while True:  # said again after an empty poll: an attempt may have come and gone unseen
+            self.channel.call("Ready", ready, api.Ack)
             event = self._next(member, joined, api.STEP_LEFT)
             if isinstance(event, Result):
                 return Concluded(event, None)
@@ -147,6 +150,7 @@ class _Attempt:
         self._member = member
         self._descriptor = descriptor
         self._state: object | None = None
+        self._unmasking: Unmasking | None = None
 
     def run(self) -> Concluded | None:
         """Take the steps in order; None if the attempt ended without a result for this silo."""
@@ -209,13 +213,20 @@ class _Attempt:
                 self._state, message = client.check_survivors(state2, event, ledger)
                 phase = Phase.CONSISTENCY
             case Signatures():
-                checked = client.check_consistency(self._in(client.SurvivorsSigned), event)
-                self._state, message = client.reveal_shares(checked, ledger.record(checked.entry))
+                message = self._reveal(event)
                 phase = Phase.UNMASKING
             case _:
                 raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
         submission.progress.say(str(phase))
         return message, vector
+
+    def _reveal(self, event: Signatures) -> Unmasking:
+        """Reveal this silo's shares; asked again, the very same message and never another."""
+        if self._unmasking is None or not isinstance(self._state, client.SharesRevealed):
+            checked = client.check_consistency(self._in(client.SurvivorsSigned), event)
+            recorded = self._submission.ledger.record(checked.entry)
+            self._state, self._unmasking = client.reveal_shares(checked, recorded)
+        return self._unmasking
 
     def _in(self, kind: type[S]) -> S:
         if not isinstance(self._state, kind):
@@ -223,16 +234,30 @@ class _Attempt:
         return self._state
 
     def _send(self, message: ClientMessage, vector: Vector | None) -> None:
-        channel, descriptor = self._submission.channel, self._descriptor
-        if vector is not None:
-            self._upload(vector)
+        descriptor = self._descriptor
         request = wire.client_message_to_wire(
             message,
             session_id=self._member.session_id,
             round_number=descriptor.round,
             attempt=descriptor.attempt,
         )
-        channel.call("Send", request, api.Ack)
+        if vector is None:
+            self._submission.channel.call("Send", request, api.Ack)
+        else:
+            self._send_with(vector, request)
+
+    def _send_with(self, vector: Vector, request: api.SendRequest) -> None:
+        """Upload a vector, then send the message that commits to it, until both have arrived."""
+        for left in reversed(range(UPLOADS)):
+            try:
+                self._upload(vector)
+                self._submission.channel.call("Send", request, api.Ack)
+            except CoordinatorRefused as refusal:
+                if refusal.code != "chunk-gap" or not left:
+                    raise
+                log.info("the coordinator lost the vector; it is sent again")
+            else:
+                return
 
     def _upload(self, vector: Vector) -> None:
         session, descriptor = self._member.session, self._descriptor

@@ -1,68 +1,68 @@
-"""The silo's ledger on disk: one JSON object a line, appended and fsynced before it counts.
+"""The silo's ledger on disk: one JSON object a line, durable before it counts.
 
-It guards what a silo sends (see ``secagg.masking.ledger``). A line that is torn at the end was not
-acted upon, since the message that it guards goes out only after the fsync, so it is cut off; a
-damaged line anywhere else is not explained by a crash, and the silo refuses to go on.
+It guards what a silo sends (see ``secagg.masking.ledger``). Each line ends with a hash over the
+previous line's hash and its own text, so a line that was changed, removed or put in is noticed,
+down to a bit. What the file cannot tell is that its newest lines are gone: the session's results
+tell that (``Session``, ``ledger-rolled-back``).
+
+What a crash explains is a last line that stops short. It was not acted upon, since the message that
+it guards goes out only after the write is durable, so it is cut off; if nothing but its line end is
+missing, it is kept, which costs nothing: an entry more only forbids more. Anything else is damage,
+also a last line that has its hash and no line end but something in its place: that one may have
+been acted upon. The silo then refuses to go on.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
+import re
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final
 
 from secagg.config import SiloId
+from secagg.crypto.labels import LEDGER, digest
+from secagg.disk import Disk
 from secagg.errors import ConfigError, SecaggError
 from secagg.masking.ledger import E, Entry, Joined, MemoryLedger, Opened, Recorded, Revealed
 
 _KINDS: Final[dict[str, type[Entry]]] = {"joined": Joined, "revealed": Revealed, "opened": Opened}
+_HASH: Final = re.compile(rb', "hash": "([0-9a-f]{64})"}')
+_HASH_BYTES: Final = len(', "hash": ""}') + 64
+_UNCHAINED: Final = bytes(32)
 
 
 class FileLedger:
     """A durable ledger.
 
     Args:
-        path: its file; made with mode 0600 if there is none.
+        disk: the silo's state, which nobody else writes to meanwhile.
+        name: the ledger's file.
 
     Raises:
-        ConfigError: another process of this silo uses it, or a line is damaged.
+        ConfigError: a line is damaged.
+        StorageFailed: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        new = not path.exists()
-        self._path = path
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    def __init__(self, disk: Disk, name: str = "ledger.jsonl") -> None:
+        self._disk = disk
+        self._name = name
         self._memory = MemoryLedger()
-        try:
-            self._lock()
-            self._load()
-        except ConfigError:
-            os.close(self._file)
-            raise
-        if new:
-            _sync_directory(path.parent)
+        self._chain = _UNCHAINED
+        self._load()
 
     def record(self, entry: E) -> Recorded[E]:
-        """Check an entry, store it durably, return the evidence (see ``Ledger.record``)."""
-        self._memory.check(entry)
-        line = json.dumps({"kind": _name(entry), **asdict(entry)}, default=bytes.hex)
-        self._append(line.encode() + b"\n")
-        return self._memory.record(entry)
+        """Check an entry, store it durably, return the evidence (see ``Ledger.record``).
 
-    def _append(self, line: bytes) -> None:
-        """Write and sync a whole line, or leave the file as it was."""
-        size = os.fstat(self._file).st_size
-        try:
-            while line:
-                line = line[os.write(self._file, line) :]
-            os.fsync(self._file)
-        except OSError:
-            os.ftruncate(self._file, size)
-            raise
+        Raises:
+            StorageFailed: it could not be stored; nothing was recorded.
+        """
+        self._memory.check(entry)
+        table = {"kind": _name(entry), **asdict(entry)}
+        text = json.dumps(table, default=bytes.hex).encode().removesuffix(b"}")
+        chain = digest(LEDGER, self._chain, text)
+        self._disk.append(self._name, b'%b, "hash": "%b"}\n' % (text, chain.hex().encode()))
+        self._chain = chain
+        return self._memory.record(entry)
 
     def last_attempt(self, session_id: bytes) -> tuple[int, int]:
         """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
@@ -80,35 +80,40 @@ class FileLedger:
         """Return whether an opening of a session's task was taken before."""
         return self._memory.opened(session_id, task)
 
-    def close(self) -> None:
-        """Let another process use it."""
-        os.close(self._file)
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(
-                "ledger-locked",
-                f"{self._path} is in use by another process of this silo.",
-                "Run one trainer a silo; stop the other one first.",
-            ) from None
-
     def _load(self) -> None:
-        data = self._path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), start=1):
-            try:
-                self._memory.record(_entry(json.loads(line)))
-            except (ValueError, KeyError, TypeError, AttributeError, SecaggError):
-                raise ConfigError(
-                    "ledger-damaged",
-                    f"{self._path}, line {number} is no ledger entry.",
-                    "Restore the file from a backup of this silo; without it the silo cannot "
-                    "know which sums it has opened.",
-                ) from None
-        if whole < len(data):
-            os.ftruncate(self._file, whole)
+        data = self._disk.read(self._name) or b""
+        *lines, tail = data.split(b"\n")
+        for number, line in enumerate(lines, start=1):
+            self._take(number, line)
+        if not tail:
+            return
+        if _is_torn(tail):
+            self._disk.truncate(self._name, len(data) - len(tail))
+        else:
+            self._take(len(lines) + 1, tail)
+            self._disk.append(self._name, b"\n")
+
+    def _take(self, number: int, line: bytes) -> None:
+        try:
+            text, end = line[:-_HASH_BYTES], line[-_HASH_BYTES:]
+            chain = digest(LEDGER, self._chain, text)
+            if end != b', "hash": "%b"}' % chain.hex().encode():
+                raise ValueError
+            self._memory.record(_entry(json.loads(text + b"}")))
+        except (ValueError, KeyError, TypeError, AttributeError, SecaggError):
+            raise ConfigError(
+                "ledger-damaged",
+                f"Line {number} of {self._name} in this silo's state directory is no entry that "
+                "follows on the one before.",
+                "Restore the file from a backup of this silo; without it the silo cannot know "
+                "which sums it has opened.",
+            ) from None
+        self._chain = chain
+
+
+def _is_torn(tail: bytes) -> bool:
+    """Whether a line without an end stops before its hash does, as a write cut short leaves it."""
+    return _HASH.search(tail) is None
 
 
 def _name(entry: Entry) -> str:
@@ -123,11 +128,3 @@ def _entry(table: dict[str, Any]) -> Any:
     if kind is Revealed:
         table["survivors"] = tuple(SiloId(name) for name in table["survivors"])
     return kind(**table)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -3,6 +3,8 @@
 The k-th call of ``mean`` or ``sum`` for a task gives the k-th result of that task. A process that
 starts again calls again from the top and gets the results that it missed or had, replayed from the
 coordinator's signed sums, until it stands where the session stands; only then does it take part.
+Models go on from a checkpoint instead (``client_sdk.checkpoint``), and an update that was submitted
+is submitted again as it was.
 Every result moves the history on, and every round's keys depend on the history, so a coordinator
 that replays other sums to different silos gets noise from the next round.
 """
@@ -12,10 +14,11 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -23,15 +26,18 @@ from blake3 import blake3
 
 from client_sdk.attempt import Submission
 from client_sdk.channel import POLL_SECONDS, Channel
+from client_sdk.checkpoint import Checkpoints, Found, Save, Update
 from client_sdk.ledger import FileLedger
 from client_sdk.membership import Membership
 from client_sdk.profile import Profile, load_profile
-from client_sdk.progress import Progress
+from client_sdk.progress import Progress, log
 from client_sdk.tasks import Task, Tasks, own_opening
 from client_sdk.transfer import download, parsed
 from secagg.config import Weighting
 from secagg.crypto.kdf import derive
-from secagg.crypto.labels import UPDATE, enc, u64
+from secagg.crypto.labels import CHECKPOINT, UPDATE, enc, u64
+from secagg.crypto.secret import Entropy, Secret
+from secagg.disk import Disk, LocalDisk
 from secagg.encoding.codec import Aggregate, Codec, Tensors
 from secagg.encoding.schema import Schema
 from secagg.errors import (
@@ -42,6 +48,7 @@ from secagg.errors import (
     PoisonedResult,
     SessionEnded,
     StaleModel,
+    StorageInUse,
 )
 from secagg.masking import client, transcript
 from secagg.masking.messages import Result
@@ -91,7 +98,8 @@ def join(name: str, *, profile: str | os.PathLike[str] | Profile | None = None) 
             default place.
 
     Raises:
-        ConfigError, CredentialError: the profile cannot be used.
+        ConfigError, CredentialError: the profile cannot be used, or another process uses it.
+        StorageFailed: the state directory cannot be read or written.
         CoordinatorUnreachable: nobody answers there.
         NotFound: there is no such session.
         PolicyRefused: the session is below this silo's floors.
@@ -102,23 +110,45 @@ def join(name: str, *, profile: str | os.PathLike[str] | Profile | None = None) 
 
 
 class Session:
-    """A silo in a session; made by ``join``. Not for use by several threads at once."""
+    """A silo in a session; made by ``join``. Not for use by several threads at once.
 
-    def __init__(self, name: str, profile: Profile) -> None:
+    Args:
+        name: the session's name.
+        profile: the silo's.
+        channel: to the coordinator, closed with the session; None makes one from the profile.
+        disk: the silo's state; None locks and uses the profile's.
+        entropy: source of keys, seeds and rounding.
+
+    Raises:
+        As ``join``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        profile: Profile,
+        *,
+        channel: Channel | None = None,
+        disk: Disk | None = None,
+        entropy: Entropy = os.urandom,
+    ) -> None:
         self.name = name
         self._profile = profile
+        self._entropy = entropy
         self._results: list[Result] = []
         self._export: Callable[[Path], None] | None = None
         self._open = True
-        self._channel = Channel(profile)  # dials nobody yet; refused here, no ledger stays locked
-        self._ledger = FileLedger(profile.state / "ledger.jsonl")
-        try:
+        self._channel = Channel(profile) if channel is None else channel  # dials nobody yet
+        with ExitStack() as held:
+            held.callback(self._channel.close)
+            kept = _own_disk(profile.state, held) if disk is None else disk
+            self._ledger = FileLedger(kept)
             self._membership = Membership(name, profile, self._channel, self._ledger)
-        except BaseException:
-            self._release()
-            raise
-        self._tasks = Tasks(self._membership, self._channel, self._ledger)
-        self._history = transcript.first_history(self._membership.session_hash)
+            self._tasks = Tasks(self._membership, self._channel, self._ledger)
+            self._histories = [transcript.first_history(self._membership.session_hash)]
+            session_id = self._membership.member.session_id
+            self._checkpoints = Checkpoints(kept, session_id, self._derive(CHECKPOINT))
+            self._held = held.pop_all()
 
     def __enter__(self) -> Self:
         return self
@@ -135,16 +165,12 @@ class Session:
         """Leave the session: no attempt waits for this silo any more. Twice is once."""
         if self._open:
             self._open = False
-            self._leave()
-            self._release()
+            with self._held:
+                self._leave()
 
     def _leave(self) -> None:
         leave = api.LeaveRequest(session_id=self._membership.member.session_id)
         self._channel.once("Leave", leave, seconds=2.0)
-
-    def _release(self) -> None:
-        self._channel.close()
-        self._ledger.close()
 
     @property
     def silo(self) -> str:
@@ -177,6 +203,8 @@ class Session:
             PoisonedResult: the sum is of something else than updates; the next call goes on.
             RoundAborted: as many attempts as the session allows failed; call again to go on.
             PolicyRefused, FaultyServer: this silo refused; nothing was revealed.
+            ConfigError: ``ledger-rolled-back``: the silo's state is older than the session.
+            StorageFailed: the silo's disk refuses; nothing was sent that it guards.
             SessionEnded: the session is over, or has released all rounds of the task.
         """
         name = self.only_task(Weighting.MEAN, task)
@@ -206,6 +234,10 @@ class Session:
         shared: Callable[[str, torch.Tensor], bool] | None = None,
     ) -> Iterator[Round]:
         """Train a model together: yield each round with the agreed global weights in the model.
+
+        After a restart it goes on where it was: from the newest global weights, with the update
+        that was submitted, or in the midst of local training (``Round.checkpoint``). Tensors that
+        are not shared are kept by ``Round.checkpoint`` alone, and for its round.
 
         Args:
             model: any torch module.
@@ -272,27 +304,65 @@ class Session:
             As ``mean``.
         """
         state = self.open_task(task, _schema_of(tensors))
-        vector = state.codec.encode(tensors, weight=weight, metrics=metrics, entropy=os.urandom)
+        own = Update(tensors, weight, metrics)
+        vector = self._encode(state, own)
         missed = self.replay(task)
         if missed is not None:
             return missed
+        self._check_unfinished(task)
+        update = self._sealed_update(task, own)
+        if update is not own:
+            return self._submit(task, update)
+        self._checkpoints.keep_update(task, self._position(task), own)
+        return self._submit(task, own, vector)
 
-        first: list[Vector] = [vector]
+    def resubmit(self, task: str) -> Outcome | None:
+        """Submit what was kept for the task's next round, if it was submitted before a restart.
 
-        def encode() -> Vector:
-            if first:
-                return first.pop()
-            return state.codec.encode(tensors, weight=weight, metrics=metrics, entropy=os.urandom)
+        Raises:
+            As ``mean``.
+        """
+        kept = self._checkpoints.find_update(task, self._position(task))
+        if kept is None:
+            return None
+        log.info("%s %s: the update from before the restart is submitted again", self.name, task)
+        return self._submit(task, kept)
 
-        return self._submit(task, encode, self._update_digest(tensors, weight, metrics))
+    def _sealed_update(self, task: str, own: Update) -> Update:
+        """Return the update to submit: the kept one where no other can be in a sum any more."""
+        position = self._position(task)
+        past = self._ledger.revealed(position)
+        if past is None or past.update == self._digest_of(own):
+            return own
+        kept = self._checkpoints.find_update(task, position)
+        if kept is None or past.update != self._digest_of(kept):
+            return own  # the survivors' check refuses it
+        log.warning(
+            "%s %s: a sum with another update of this silo was opened before a restart; that one "
+            "is submitted again, and the tensors given now are not used",
+            self.name,
+            task,
+        )
+        return kept
+
+    def _encode(self, state: Task, update: Update) -> Vector:
+        return state.codec.encode(
+            update.tensors, weight=update.weight, metrics=update.metrics, entropy=self._entropy
+        )
+
+    def _derive(self, label: str) -> Secret:
+        """A key of this silo's own, for one purpose."""
+        identity = self._membership.member.identity.private
+        return derive(identity, salt=b"", label=label, parties=(self.silo,), size=32)
+
+    def _digest_of(self, update: Update) -> bytes:
+        return self._update_digest(update.tensors, update.weight, update.metrics)
 
     def _update_digest(
         self, tensors: Tensors, weight: float, metrics: Mapping[str, float]
     ) -> bytes:
         """Recognise an update without telling it: keyed by this silo's identity key."""
-        identity = self._membership.member.identity.private
-        key = derive(identity, salt=b"", label=UPDATE, parties=(self.silo,), size=32)
-        hasher = blake3(key=key.reveal())
+        hasher = blake3(key=self._derive(UPDATE).reveal())
         for name in sorted(tensors):
             array = np.ascontiguousarray(tensors[name])
             hasher.update(enc(name.encode(), array.dtype.str.encode(), u64(array.nbytes)))
@@ -308,13 +378,17 @@ class Session:
 
     def _next_outcome(self, task: str) -> Outcome | None:
         state = self._tasks[task]
-        known = [result for result in self._results if result.task == task]
+        known = self._results_of(task)
         if state.calls >= len(known):
             return None
         result = known[state.calls]
         total = self._fetch_sum(state.codec, result)
         state.calls += 1  # also where the sum turns out to be poisoned: it is this call's result
+        self._checkpoints.move_on(task, self._position(task))
         return self._outcome(state.codec, result, total)
+
+    def _results_of(self, task: str) -> list[Result]:
+        return [result for result in self._results if result.task == task]
 
     def await_result(self, task: str) -> Outcome:
         """Sit a round out and return its result.
@@ -334,12 +408,21 @@ class Session:
                 raise SessionEnded("session-over", reply.ended)
         return outcome
 
-    def _submit(self, task: str, encode: Callable[[], Vector], update: bytes) -> Outcome:
-        state = self._tasks[task]
-        if state.calls >= self.task_rounds(task):
+    def _check_unfinished(self, task: str) -> None:
+        if self._tasks[task].calls >= self.task_rounds(task):
             raise SessionEnded("task-done", f"Task {task} has released all its results.")
+
+    def _submit(self, task: str, update: Update, encoded: Vector | None = None) -> Outcome:
+        """Take part with an update until its round has a result; its first vector may be given."""
+        state = self._tasks[task]
+        ready = [] if encoded is None else [encoded]
+
+        def encode() -> Vector:
+            return ready.pop() if ready else self._encode(state, update)
+
+        digest = self._digest_of(update)
         with Progress(f"{self.name} {task} {state.calls + 1}") as progress:
-            while (outcome := self._take_part(task, encode, update, progress)) is None:
+            while (outcome := self._take_part(task, encode, digest, progress)) is None:
                 progress.say("another task's round came first")
         return outcome
 
@@ -348,16 +431,15 @@ class Session:
     ) -> Outcome | None:
         """Take part in the session's next round; None if its result was another task's."""
         stood = len(self._results)
-        state = self._tasks[task]
-        position = transcript.position_of(state.hash, state.released)
-        expected = client.Expected(task, stood + 1, self._base(state), position, update)
+        base = self._base(self._tasks[task])
+        expected = client.Expected(task, stood + 1, base, self._position(task), update)
         submission = Submission(
             self._channel,
             self._membership.refresh,
             expected,
             self._ledger,
             encode,
-            os.urandom,
+            self._entropy,
             progress,
         )
         try:
@@ -374,7 +456,12 @@ class Session:
         return self._next_outcome(task)
 
     def _base(self, state: Task) -> bytes:
-        return transcript.base_of(self._history, state.hash)
+        return transcript.base_of(self._histories[-1], state.hash)
+
+    def _position(self, task: str) -> bytes:
+        """Which result of a task the session is to release next."""
+        state = self._tasks[task]
+        return transcript.position_of(state.hash, state.released)
 
     def _accept(self, result: Result, seen: client.Watched | None = None) -> None:
         """Check a signed result against this silo's history, and move the history on."""
@@ -386,9 +473,28 @@ class Session:
         base = self._base(task)
         expected = client.Expected(result.task, len(self._results) + 1, base)
         tau4 = client.check_result(result, self._membership.member, expected, seen)
+        self._check_memory(result)
         self._results.append(result)
         task.released.append(tau4)
-        self._history = transcript.next_history(self._history, tau4)
+        self._histories.append(transcript.next_history(self._histories[-1], tau4))
+
+    def _check_memory(self, result: Result) -> None:
+        """Refuse to go on with a ledger that has not lived through this silo's own rounds."""
+        member = self._membership.member
+        joined, _ = self._ledger.last_attempt(member.session_id)
+        if self.silo not in result.survivors or joined >= result.round:
+            return
+        if self.name in member.policy.repeat_sessions:
+            return
+        raise ConfigError(
+            "ledger-rolled-back",
+            f"This silo's update is in round {result.round} of session {self.name}, and its ledger "
+            "knows nothing of it: the state directory is older than the session, or this "
+            "identity is in use elsewhere.",
+            "Run one trainer a silo, on its newest state directory. If that is lost for good, the "
+            "operator consents by adding the session's name to repeat_sessions in policy.toml: "
+            "a sum that was opened may then be opened again over other silos.",
+        )
 
     def _sync(self) -> None:
         while True:
@@ -432,6 +538,50 @@ class Session:
             included=self.silo in result.survivors,
         )
 
+    # Checkpoints.
+
+    def keep_global(self, task: str, about: Mapping[str, Any], make: Save) -> None:
+        """Keep what all results of a task that were given out so far have led to."""
+        given = self._tasks[task].calls
+        number = self._results_of(task)[given - 1].round
+        place = {"results": given, "round": number, "history": self._histories[number].hex()}
+        self._checkpoints.keep_global(task, {**about, **place}, make)
+
+    def find_global(self, task: str) -> Found | None:
+        """Return what was kept of an open task, if the session's past is the one of that time.
+
+        Raises:
+            FaultyServer: the coordinator shows another past than this silo has lived.
+        """
+        self._sync()
+        self._checkpoints.move_on(task, self._position(task))
+        found = self._checkpoints.find_global(task)
+        if found is None:
+            return None
+        number, past = found.about["round"], [history.hex() for history in self._histories]
+        if past[number : number + 1] != [found.about["history"]]:
+            raise FaultyServer(
+                "history-fork",
+                f"The session's results up to round {number} are not those that this silo has "
+                "applied.",
+                "Nothing was sent. Compare with the other silos; the coordinator's operator "
+                "restores its newest state.",
+            )
+        return found
+
+    def keep_local(self, task: str, about: Mapping[str, Any], make: Save) -> None:
+        """Keep a model in training for the round that was given out last."""
+        self._checkpoints.keep_local(task, self._training(task), about, make)
+
+    def find_local(self, task: str) -> Found | None:
+        """Return the model in training for the round that is next."""
+        return self._checkpoints.find_local(task, self._training(task))
+
+    def _training(self, task: str) -> bytes:
+        """The position that is trained for: other calls may have seen its result by now."""
+        state = self._tasks[task]
+        return transcript.position_of(state.hash, state.released[: state.calls])
+
     # Tasks.
 
     def open_task(
@@ -457,6 +607,20 @@ class Session:
     def initial_weights(self, name: str) -> bytearray:
         """Download the agreed initial weights of an open task."""
         return self._tasks.initial_weights(name)
+
+
+def _own_disk(state: Path, held: ExitStack) -> LocalDisk:
+    """Open a silo's state directory, for this process alone as long as ``held`` is."""
+    disk = LocalDisk(state)
+    try:
+        held.enter_context(disk.lock())
+    except StorageInUse:
+        raise ConfigError(
+            "ledger-locked",
+            f"{state} is in use by another process of this silo.",
+            "Run one trainer a silo; stop the other one first.",
+        ) from None
+    return disk
 
 
 def _schema_of(tensors: Tensors) -> Schema:

@@ -7,8 +7,9 @@ which one was taken: a coordinator cannot start a task over under the silo's fee
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
-from client_sdk.channel import POLL_SECONDS, Channel
+from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
 from client_sdk.membership import Membership
 from client_sdk.progress import log
 from client_sdk.transfer import download, parsed, upload
@@ -20,6 +21,12 @@ from secagg.masking import transcript
 from secagg.masking.ledger import Ledger, Opened
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import SignedOpening, opening_from_wire, opening_to_wire
+
+PROPOSALS: Final = 5
+"""How often a task is proposed to a coordinator that keeps losing it."""
+_FORGOTTEN: Final = frozenset({"task-proposer", "weights-missing", "chunk-gap", "task-open"})
+"""Refusals of a coordinator that was killed since it asked: proposals half-done are not stored, and
+another silo may have been quicker after it."""
 
 
 @dataclass
@@ -95,13 +102,20 @@ class Tasks:
         return self._channel.call("OpenTask", request, api.OpenTaskReply, seconds=POLL_SECONDS)
 
     def _agree(self, own: transcript.TaskOpening, weights: bytes | None) -> SignedOpening:
+        left = PROPOSALS
         while True:
             reply = self._ask(own.task)
             match reply.WhichOneof("answer"):
                 case "opening":
                     return parsed(lambda: opening_from_wire(reply.opening))  # noqa: B023
                 case "propose":
-                    self._propose(own, weights or b"")
+                    left -= 1
+                    try:
+                        self._propose(own, weights or b"")
+                    except CoordinatorRefused as refusal:
+                        if refusal.code not in _FORGOTTEN or left <= 0:
+                            raise
+                        log.info("the coordinator lost the proposal of task %s", own.task)
 
     def _propose(self, own: transcript.TaskOpening, weights: bytes) -> None:
         """Propose an opening: its weights, which the coordinator can read, as a session begins.

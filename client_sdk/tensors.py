@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,10 @@ except ImportError:
     ) from None
 
 Shared: TypeAlias = Callable[[str, torch.Tensor], bool]
+_MODEL: Final = "model/"
+_EXTRA: Final = "extra/"
+_WEIGHT: Final = "weight/"
+_OPTIMIZER: Final = "optimizer/"
 
 
 def shared_tensors(model: torch.nn.Module, shared: Shared | None) -> dict[str, torch.Tensor]:
@@ -65,9 +69,10 @@ def to_arrays(tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]
     }
 
 
-def to_file(tensors: Mapping[str, torch.Tensor]) -> bytes:
+def to_file(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """Serialise tensors as safetensors."""
-    return save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    return save(plain, metadata)
 
 
 def from_file(data: bytes) -> dict[str, torch.Tensor]:
@@ -89,6 +94,45 @@ def export_model(model: torch.nn.Module, path: Path) -> None:
     save_model(model, str(path))
 
 
+def model_file(
+    model: torch.nn.Module, extra: Mapping[str, torch.Tensor], metadata: dict[str, str]
+) -> bytes:
+    """Serialise a model's whole state, shared or not, and a trainer's own tensors.
+
+    Raises:
+        InputError: something of them is no tensor that a file can hold.
+    """
+    held = {f"{_MODEL}{name}": value for name, value in model.state_dict().items()}
+    held |= {f"{_EXTRA}{name}": value for name, value in extra.items()}
+    for name, value in held.items():
+        if not isinstance(value, torch.Tensor):
+            raise InputError(
+                "checkpoint-tensor",
+                f"{name} is {type(value).__name__}; only tensors are kept.",
+                "Make it a tensor, or keep it elsewhere.",
+            )
+    try:
+        return to_file(held, metadata)
+    except KeyError as error:
+        raise InputError(
+            "checkpoint-tensor", f"A tensor of {error.args[0]} has no place in safetensors."
+        ) from None
+
+
+def load_model(model: torch.nn.Module, data: bytes) -> dict[str, torch.Tensor]:
+    """Put a model into the state that ``model_file`` kept; return the trainer's own tensors.
+
+    Raises:
+        InputError: it is another model's; this one is as it was.
+    """
+    held = load(data)
+    kept = {n.removeprefix(_MODEL): t for n, t in held.items() if n.startswith(_MODEL)}
+    if _kinds(kept) != _kinds(model.state_dict()):
+        raise InputError("checkpoint-model", "The checkpoint is of a model with other tensors.")
+    model.load_state_dict(kept)
+    return {n.removeprefix(_EXTRA): t for n, t in held.items() if n.startswith(_EXTRA)}
+
+
 class GlobalWeights:
     """The agreed weights, and the optimiser that steps them with each mean delta.
 
@@ -105,8 +149,8 @@ class GlobalWeights:
             name: torch.nn.Parameter(t.detach().to("cpu", _wide(t), copy=True))
             for name, t in tensors.items()
         }
-        make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
-        self._optimizer = make(list(self._parameters.values()))
+        self._make = optimizer or (lambda parameters: torch.optim.SGD(parameters, lr=1.0))
+        self._optimizer = self._make(list(self._parameters.values()))
 
     @property
     def step_name(self) -> str:
@@ -137,6 +181,62 @@ class GlobalWeights:
             parameter.grad = -delta.to(parameter.dtype).reshape(parameter.shape)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def optimizer_state(self) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Return what the optimiser remembers: as JSON, and the tensors that it names.
+
+        Raises:
+            TypeError: it remembers something that is neither number, text nor tensor.
+        """
+        held: dict[str, torch.Tensor] = {}
+        return _flatten(self._optimizer.state_dict(), held), held
+
+    def file(self, held: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+        """Serialise the weights and the optimiser's tensors."""
+        weights = {f"{_WEIGHT}{name}": p for name, p in self._parameters.items()}
+        return to_file({**weights, **held}, metadata)
+
+    def restore(self, data: bytes, optimizer: Any) -> bool:
+        """Take over weights and optimiser as ``file`` kept them, to the bit.
+
+        Args:
+            data: the file.
+            optimizer: what the optimiser remembers, as JSON.
+
+        Returns:
+            Whether they could be. If not, the optimiser starts afresh and the weights are to be
+            set.
+        """
+        tensors = load(data)
+        held = {name: t for name, t in tensors.items() if name.startswith(_OPTIMIZER)}
+        weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n not in held}
+        try:
+            self.set(weights)
+            self._optimizer.load_state_dict(_unflatten(optimizer, held))
+            if not self._remembers(optimizer, held):
+                self._put_state(_unflatten(optimizer, held)["state"])
+            if self._remembers(optimizer, held):
+                return True
+        except (InputError, ValueError, KeyError, TypeError):
+            pass
+        self._optimizer = self._make(list(self._parameters.values()))
+        return False
+
+    def _put_state(self, state: Mapping[int, Any]) -> None:
+        """Undo what ``load_state_dict`` converts: all of a parameter's state to its dtype."""
+        groups = self._optimizer.param_groups
+        for number, parameter in enumerate(p for group in groups for p in group["params"]):
+            if number in state:
+                self._optimizer.state[parameter] = state[number]
+
+    def _remembers(self, optimizer: Any, held: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the optimiser is as it was kept."""
+        now, tensors = self.optimizer_state()
+        return (
+            now == optimizer
+            and tensors.keys() == held.keys()
+            and all(_same(tensors[name], held[name]) for name in held)
+        )
 
     @torch.no_grad()
     def load_into(self, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -177,3 +277,50 @@ class GlobalWeights:
 
 def _wide(tensor: torch.Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def _kinds(tensors: Mapping[str, Any]) -> dict[str, tuple[object, object]]:
+    return {
+        name: (getattr(t, "dtype", None), getattr(t, "shape", None)) for name, t in tensors.items()
+    }
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are alike to the bit."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    first, second = (t.detach().cpu().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)
+
+
+def _flatten(value: Any, held: dict[str, torch.Tensor]) -> Any:
+    """Return a structure as JSON that ``_unflatten`` reverses, its tensors by name in ``held``."""
+    match value:
+        case torch.Tensor():
+            name = f"{_OPTIMIZER}{len(held)}"
+            held[name] = value
+            return {"tensor": name}
+        case dict():
+            return {"dict": [[_flatten(k, held), _flatten(v, held)] for k, v in value.items()]}
+        case tuple():
+            return {"tuple": [_flatten(item, held) for item in value]}
+        case list():
+            return [_flatten(item, held) for item in value]
+        case None | bool() | int() | float() | str():
+            return value
+        case _:
+            raise TypeError(f"the optimiser holds a {type(value).__name__}")
+
+
+def _unflatten(value: Any, held: Mapping[str, torch.Tensor]) -> Any:
+    match value:
+        case {"tensor": name}:
+            return held[name].clone()
+        case {"dict": items}:
+            return {_unflatten(k, held): _unflatten(v, held) for k, v in items}
+        case {"tuple": items}:
+            return tuple(_unflatten(item, held) for item in items)
+        case list():
+            return [_unflatten(item, held) for item in value]
+        case _:
+            return value

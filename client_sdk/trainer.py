@@ -7,37 +7,45 @@ from typing import TYPE_CHECKING
 
 from client_sdk.progress import log
 from secagg.encoding.schema import Schema
-from secagg.errors import OutOfOrder, PoisonedResult
+from secagg.errors import InputError, OutOfOrder, PoisonedResult
 
 if TYPE_CHECKING:
     import torch
 
     from client_sdk.session import Outcome, Session
-    from client_sdk.tensors import GlobalWeights, Shared
+    from client_sdk.tensors import Shared
 
 
 class Round:
     """One round of training. The model holds the agreed global weights when it is handed out.
 
-    Args:
+    After a restart in the midst of it, the model is as the last ``checkpoint`` left it, so this
+    resumes, and begins where nothing was kept:
+
+        for epoch in range(round.epoch, EPOCHS):
+            train_one_epoch(model)
+            round.checkpoint(model, epoch + 1)
+
+    Attributes:
         number: which round of the task this is, from 1.
+        outcome: what it gave, once it is submitted.
+        poisoned: whether its result was no sum of updates.
+        epoch: what was kept with the model; 0 if nothing was.
+        extra: the trainer's own tensors that were kept with it, on the CPU.
     """
 
-    def __init__(
-        self,
-        number: int,
-        session: Session,
-        task: str,
-        agreed: GlobalWeights,
-        chosen: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]],
-    ) -> None:
+    def __init__(self, number: int, training: _Training) -> None:
         self.number = number
         self.outcome: Outcome | None = None
         self.poisoned = False
-        self._session = session
-        self._task = task
-        self._agreed = agreed
-        self._chosen = chosen
+        self.epoch = 0
+        self.extra: dict[str, torch.Tensor] = {}
+        self._training = training
+
+    @property
+    def settled(self) -> bool:
+        """Whether its result is known."""
+        return self.poisoned or self.outcome is not None
 
     def submit(
         self,
@@ -67,18 +75,51 @@ class Round:
                 round.
             RoundAborted: the session's attempts failed; submit again to go on.
         """
-        if self.outcome is not None or self.poisoned:
-            raise OutOfOrder("round-submitted", f"Round {self.number} was submitted already.")
-        delta = self._agreed.delta(self._chosen(model))
+        self._check_open()
+        training = self._training
+        delta = training.agreed.delta(training.chosen(model))
         try:
-            self.outcome = self._session.aggregate(
-                self._task, delta, weight=weight, metrics=metrics or {}
+            outcome = training.session.aggregate(
+                training.task, delta, weight=weight, metrics=metrics or {}
             )
         except PoisonedResult:
             self.poisoned = True
+            training.settle(None)
             raise
-        self._agreed.step(self.outcome.tensors)
-        return self.outcome
+        self.outcome = outcome
+        training.settle(outcome)
+        return outcome
+
+    def checkpoint(
+        self,
+        model: torch.nn.Module,
+        epoch: int,
+        extra: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Keep the model, so that a restart goes on training this round from here.
+
+        Args:
+            model: the model in training; its whole state is kept, shared or not.
+            epoch: how far it is, for ``epoch`` after a restart.
+            extra: the trainer's own tensors, for ``extra`` after a restart.
+
+        Raises:
+            OutOfOrder: this round was submitted before.
+            InputError: something of them is no tensor that a file can hold.
+            StorageFailed: the disk refuses; what was kept before is still there.
+        """
+        from client_sdk import tensors
+
+        self._check_open()
+        self._training.session.keep_local(
+            self._training.task,
+            {"epoch": int(epoch)},
+            lambda metadata: tensors.model_file(model, extra or {}, metadata),
+        )
+
+    def _check_open(self) -> None:
+        if self.settled:
+            raise OutOfOrder("round-submitted", f"Round {self.number} was submitted already.")
 
 
 def rounds(
@@ -88,42 +129,105 @@ def rounds(
     optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None,
     shared: Shared | None,
 ) -> Iterator[Round]:
-    """Yield the task's rounds (see ``Session.rounds``).
+    """Open the task and yield its rounds (see ``Session.rounds``).
 
     A round that is not submitted is sat out: its result is waited for and applied all the same.
     """
-    from client_sdk import tensors
+    return _Training(session, model, task, optimizer, shared).rounds()
 
-    def chosen(trained: torch.nn.Module) -> Mapping[str, torch.Tensor]:
-        return tensors.shared_tensors(trained, shared)
 
-    own = chosen(model)
-    agreed = tensors.GlobalWeights(own, optimizer)
-    schema = Schema.of(tensors.to_arrays(own))
-    state = session.open_task(task, schema, step=agreed.step_name, weights=tensors.to_file(own))
-    state.calls = 0  # a second rounds() in one process replays from the top, like a restart
-    agreed.set(tensors.from_file(bytes(session.initial_weights(task))))
-    agreed.load_into(own)
-    session.on_export(lambda path: tensors.export_model(_loaded(model, agreed, chosen), path))
-    for number in range(1, session.task_rounds(task) + 1):
+class _Training:
+    """A model on its way through a task's rounds, from the agreed weights or a checkpoint on."""
+
+    def __init__(
+        self,
+        session: Session,
+        model: torch.nn.Module,
+        task: str,
+        optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None,
+        shared: Shared | None,
+    ) -> None:
+        from client_sdk import tensors
+
+        self.session = session
+        self.task = task
+        self._model = model
+        self._shared = shared
+        own = self.chosen(model)
+        self.agreed = tensors.GlobalWeights(own, optimizer)
+        schema = Schema.of(tensors.to_arrays(own))
+        step, weights = self.agreed.step_name, tensors.to_file(own)
+        self._state = session.open_task(task, schema, step=step, weights=weights)
+        self._begin()
+        self.agreed.load_into(own)
+        session.on_export(lambda path: tensors.export_model(self._loaded(), path))
+
+    def chosen(self, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+        """Return the model's shared tensors."""
+        from client_sdk import tensors
+
+        return tensors.shared_tensors(model, self._shared)
+
+    def _begin(self) -> None:
+        """Take up the newest global weights that were kept, else the agreed initial ones."""
+        from client_sdk import tensors
+
+        self._state.calls = 0  # a second rounds() in one process begins anew, like a restart
+        found = self.session.find_global(self.task)
+        if found is not None:
+            if self.agreed.restore(found.data, found.about["optimizer"]):
+                self._state.calls = found.about["results"]
+                return
+            log.warning("the checkpoint of task %s cannot be taken up; replaying", self.task)
+        self.agreed.set(tensors.from_file(bytes(self.session.initial_weights(self.task))))
+
+    def rounds(self) -> Iterator[Round]:
+        """Yield the rounds that have no result yet; apply every result."""
+        for number in range(self._state.calls + 1, self.session.task_rounds(self.task) + 1):
+            try:
+                outcome = self.session.replay(self.task)
+                if outcome is None:
+                    current = self._round(number)
+                    outcome = self.session.resubmit(self.task)
+                    if outcome is None:
+                        yield current
+                        if not current.settled:
+                            outcome = self.session.await_result(self.task)
+                if outcome is not None:
+                    self.settle(outcome)
+            except PoisonedResult as error:
+                log.warning("nothing applied: %s", error)
+                self.settle(None)
+            self.agreed.load_into(self.chosen(self._model))
+
+    def settle(self, outcome: Outcome | None) -> None:
+        """Apply a round's result, and keep what it leads to; None steps nobody, at all silos."""
+        if outcome is not None:
+            self.agreed.step(outcome.tensors)
         try:
-            outcome = session.replay(task)
-            if outcome is None:
-                current = Round(number, session, task, agreed, chosen)
-                yield current
-                if current.outcome is None and not current.poisoned:
-                    outcome = session.await_result(task)
-            if outcome is not None:
-                agreed.step(outcome.tensors)
-        except PoisonedResult as error:  # alike at all silos: nobody steps
-            log.warning("nothing applied: %s", error)
-        agreed.load_into(chosen(model))
+            optimizer, held = self.agreed.optimizer_state()
+        except TypeError as error:
+            log.warning("no checkpoint, a restart replays all rounds: %s", error)
+            return
+        about = {"optimizer": optimizer}
+        self.session.keep_global(
+            self.task, about, lambda metadata: self.agreed.file(held, metadata)
+        )
 
+    def _round(self, number: int) -> Round:
+        """Hand a round out, its model in the state that was kept in the midst of it, if any."""
+        from client_sdk import tensors
 
-def _loaded(
-    model: torch.nn.Module,
-    agreed: GlobalWeights,
-    chosen: Callable[[torch.nn.Module], Mapping[str, torch.Tensor]],
-) -> torch.nn.Module:
-    agreed.load_into(chosen(model))
-    return model
+        current = Round(number, self)
+        found = self.session.find_local(self.task)
+        if found is not None:
+            try:
+                current.extra = tensors.load_model(self._model, found.data)
+                current.epoch = found.about["epoch"]
+            except InputError as error:
+                log.warning("round %d is trained from its start: %s", number, error)
+        return current
+
+    def _loaded(self) -> torch.nn.Module:
+        self.agreed.load_into(self.chosen(self._model))
+        return self._model

@@ -327,7 +327,8 @@ class Policy:
         ring_bits: word sizes that it takes part in.
         clips: clip rules that it takes part in.
         max_weight_cap: greatest weight cap, hence greatest lead of one silo over another.
-        repeat_sessions: names under which the operator consents to a second session.
+        repeat_sessions: names under which the operator consents to a second session, and to going
+            on with one whose memory this silo has lost (``ledger-rolled-back``).
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT

@@ -95,14 +95,8 @@ class LocalDisk:
         with _translated(path):
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, _PRIVATE_FILE)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(descriptor, self.root)
             yield
-        except BlockingIOError:
-            raise StorageInUse(
-                "storage-in-use",
-                f"Another process works in {self.root}.",
-                "Stop it first, or give this one a directory of its own.",
-            ) from None
         finally:
             os.close(descriptor)
 
@@ -227,6 +221,17 @@ def _translated(path: Path) -> Iterator[None]:
             "storage-failed",
             f"{path} cannot be read or written: {error.strerror or error}.",
             "See that the disk has space left and no errors, and that this user owns the folder.",
+        ) from None
+
+
+def _lock(descriptor: int, root: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageInUse(
+            "storage-in-use",
+            f"Another process works in {root}.",
+            "Stop it first, or give this one a directory of its own.",
         ) from None
 
 

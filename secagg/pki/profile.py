@@ -44,7 +44,8 @@ ring_bits = [16, 32, 64]
 clips = ["none", "element", "l2"]
 # Greatest weight that a session may give one silo, hence its greatest lead over another.
 max_weight_cap = 1000.0
-# Names of sessions that this silo joins a second time; differences of sums may tell more.
+# Names of sessions that this silo joins a second time, or goes on with although its state directory
+# is older than they are; differences of sums may tell more.
 repeat_sessions = []
 """
 

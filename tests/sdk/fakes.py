@@ -36,6 +36,32 @@ SESSION_ID = b"\x51" * 32
 Handler = Callable[[Any], Message]
 
 
+class MemoryDisk:
+    """A ``secagg.disk.Disk`` as far as silos use one, that outlives whoever writes to it."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def read(self, name: str) -> bytes | None:
+        return self.files.get(name)
+
+    def append(self, name: str, data: bytes) -> None:
+        self.files[name] = self.files.get(name, b"") + data
+
+    def replace(self, name: str, data: bytes | memoryview) -> None:
+        self.files[name] = bytes(data)
+
+    def truncate(self, name: str, size: int) -> None:
+        self.files[name] = self.files[name][:size]
+
+    def remove(self, name: str) -> None:
+        for found in [*self.names(name), name]:
+            self.files.pop(found, None)
+
+    def names(self, folder: str = "") -> list[str]:
+        return sorted(name for name in self.files if name.startswith(f"{folder}/" * bool(folder)))
+
+
 class FakeChannel:
     """What one silo hears.
 

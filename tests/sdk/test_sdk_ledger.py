@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
-import os
 import stat
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,55 +14,66 @@ import numpy as np
 import pytest
 
 import client_sdk
-from client_sdk import ledger as module
 from client_sdk.channel import Channel
 from client_sdk.ledger import FileLedger
 from client_sdk.session import Session
+from secagg import disk as disk_module
 from secagg.config import silo_id
+from secagg.crypto.labels import LEDGER, digest
+from secagg.disk import LocalDisk
 from secagg.encoding.schema import Schema
-from secagg.errors import ConfigError, CredentialError, FaultyServer, PolicyRefused
+from secagg.errors import ConfigError, CredentialError, FaultyServer, PolicyRefused, StorageFailed
 from secagg.masking.ledger import Joined, Opened, Revealed
 
-from .fakes import FakeChannel, join_fake
+from .fakes import FakeChannel, MemoryDisk, join_fake
 from .federation import SILOS, Federation, make_session, make_sum, refused
 
 ID, BASE, TAU = b"\x01" * 32, b"\x02" * 32, b"\x03" * 32
 ABC = tuple(silo_id(name) for name in "abc")
 JOINED = Joined("study", ID, 2, 3, BASE, TAU)
-REVEALED = Revealed(BASE, TAU, ABC)
+REVEALED = Revealed(BASE, TAU, ABC, b"\x04" * 32)
 OPENED = Opened(ID, "training", TAU)
+ENTRIES = (OPENED, JOINED, REVEALED)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "state" / "ledger.jsonl"
+def disk(tmp_path: Path) -> LocalDisk:
+    return LocalDisk(tmp_path / "state")
 
 
 @pytest.fixture
-def ledger(path: Path) -> Iterator[FileLedger]:
-    opened = FileLedger(path)
-    yield opened
-    opened.close()
+def path(disk: LocalDisk) -> Path:
+    return disk.root / "ledger.jsonl"
 
 
-def reopened(ledger: FileLedger, path: Path) -> FileLedger:
-    ledger.close()
-    ledger._file = os.open(path, os.O_RDONLY)  # for the fixture to close
-    return FileLedger(path)
+def written(disk: LocalDisk) -> bytes:
+    """A ledger of three entries."""
+    ledger = FileLedger(disk)
+    for entry in ENTRIES:
+        ledger.record(entry)
+    return (disk.root / "ledger.jsonl").read_bytes()
 
 
-def test_what_was_recorded_is_known_after_a_restart(ledger: FileLedger, path: Path) -> None:
+def knows(ledger: FileLedger) -> tuple[bool, bool, bool]:
+    """Which of the three entries a ledger has."""
+    return (
+        ledger.opened(ID, "training"),
+        ledger.last_attempt(ID) == (2, 3),
+        ledger.revealed(BASE) == REVEALED,
+    )
+
+
+def test_what_was_recorded_is_known_after_a_restart(disk: LocalDisk, path: Path) -> None:
+    ledger = FileLedger(disk)
     assert ledger.last_attempt(ID) == (0, 0)
-    assert ledger.record(JOINED).entry == JOINED
-    assert ledger.record(REVEALED).entry == REVEALED
-    assert ledger.record(OPENED).entry == OPENED
+    for entry in ENTRIES:
+        assert ledger.record(entry).entry == entry
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
-    again = reopened(ledger, path)
+    again = FileLedger(disk)
     for known in (ledger, again):
-        assert known.last_attempt(ID) == (2, 3)
+        assert knows(known) == (True, True, True)
         assert known.session_ids("study") == {ID}
-        assert known.revealed(BASE) == REVEALED
         assert known.revealed(TAU) is None
     for entry in (JOINED, Joined("study", ID, 1, 9, BASE, TAU)):
         with refused(FaultyServer, "descriptor-replay"):
@@ -77,37 +85,79 @@ def test_what_was_recorded_is_known_after_a_restart(ledger: FileLedger, path: Pa
     again.record(REVEALED)
     again.record(OPENED)
     assert len(path.read_text().splitlines()) == 5  # what was refused was not written
-    again.close()
+    assert knows(FileLedger(disk)) == (True, True, True)
 
 
-def test_a_second_process_of_the_silo_is_refused(ledger: FileLedger, path: Path) -> None:
-    code = (
-        "import pathlib, sys\nfrom client_sdk.ledger import FileLedger\n"
-        "FileLedger(pathlib.Path(sys.argv[1]))"
-    )
-    command = [sys.executable, "-c", code, str(path)]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
-    assert "[ledger-locked]" in done.stderr
-    with refused(ConfigError, "ledger-locked"):
-        FileLedger(path)
-    again = reopened(ledger, path)
-    again.close()
+def test_a_second_session_of_the_silo_is_refused(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_session(make_sum())
+    with join_fake(monkeypatch, federation, FakeChannel(federation, config)):
+        second = FakeChannel(federation, config)
+        with refused(ConfigError, "ledger-locked"):
+            join_fake(monkeypatch, federation, second)
+        assert second.closed
+    join_fake(monkeypatch, federation, FakeChannel(federation, config)).close()
 
 
-@pytest.mark.parametrize("cut", [1, 2, 40])
-def test_a_torn_last_line_is_cut_off(ledger: FileLedger, path: Path, cut: int) -> None:
-    ledger.record(OPENED)
-    whole = path.read_bytes()
-    ledger.record(JOINED)
-    path.write_bytes(path.read_bytes()[:-cut])
-    again = reopened(ledger, path)
+def test_a_torn_last_line_is_cut_off_wherever_it_is_torn(disk: LocalDisk, path: Path) -> None:
+    whole = written(disk)
+    before = whole[: whole[:-1].rindex(b"\n") + 1]
+    for size in range(len(before), len(whole) - 1):
+        path.write_bytes(whole[:size])
+        again = FileLedger(disk)
+        assert path.read_bytes() == before
+        assert knows(again) == (True, True, False)
+    again.record(REVEALED)
     assert path.read_bytes() == whole
-    assert again.last_attempt(ID) == (0, 0)
-    again.record(JOINED)
-    again.close()
-    third = FileLedger(path)
-    assert third.last_attempt(ID) == (2, 3)
-    third.close()
+
+
+def test_a_last_line_without_its_end_counts(disk: LocalDisk, path: Path) -> None:
+    """It may have been written whole; to remember it only forbids more."""
+    whole = written(disk)
+    path.write_bytes(whole[:-1])
+    assert knows(FileLedger(disk)) == (True, True, True)
+    assert path.read_bytes() == whole
+
+
+def test_every_flipped_bit_is_noticed(disk: LocalDisk) -> None:
+    """Also in the last line's end, which then looks torn and was acted upon."""
+    whole, copy = written(disk), MemoryDisk()
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        copy.replace("ledger.jsonl", damaged)
+        with refused(ConfigError, "ledger-damaged"):
+            FileLedger(copy)  # type: ignore[arg-type]
+        assert copy.files["ledger.jsonl"] == damaged
+
+
+def test_a_flipped_bit_of_a_torn_ledger_is_noticed_or_was_not_acted_upon(
+    disk: LocalDisk, path: Path
+) -> None:
+    whole, generator = written(disk), np.random.default_rng(1)
+    last = whole[:-1].rindex(b"\n") + 1
+    for _ in range(300):
+        damaged = bytearray(whole[: generator.integers(last + 1, len(whole))])
+        bit = int(generator.integers(8 * len(damaged)))
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        if bit // 8 < last:
+            with refused(ConfigError, "ledger-damaged"):
+                FileLedger(disk)
+            continue
+        with contextlib.suppress(ConfigError):  # a bit became a line's end
+            assert knows(FileLedger(disk)) == (True, True, False)
+
+
+@pytest.mark.parametrize("order", [(1, 2), (0, 2), (0, 2, 1), (0, 1, 1, 2), (2,), (1,)])
+def test_lines_removed_moved_or_doubled_are_noticed(
+    disk: LocalDisk, path: Path, order: tuple[int, ...]
+) -> None:
+    lines = written(disk).splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[number] for number in order))
+    with refused(ConfigError, "ledger-damaged"):
+        FileLedger(disk)
 
 
 def joined(**changes: Any) -> str:
@@ -121,6 +171,16 @@ def joined(**changes: Any) -> str:
         "transcript": TAU.hex(),
     }
     return json.dumps(table | changes)
+
+
+def chained(*texts: str) -> bytes:
+    """Lines whose hashes are right, whatever they hold."""
+    chain, data = bytes(32), b""
+    for text in texts:
+        body = text.encode(errors="surrogatepass").removesuffix(b"}")
+        chain = digest(LEDGER, chain, body)
+        data += body + b', "hash": "' + chain.hex().encode() + b'"}\n'
+    return data
 
 
 DAMAGED = [
@@ -145,75 +205,50 @@ DAMAGED = [
 
 
 @pytest.mark.parametrize("line", DAMAGED)
-def test_a_damaged_line_is_named_and_frees_the_lock(path: Path, line: str) -> None:
-    path.parent.mkdir()
-    bad = line.encode(errors="surrogatepass")
-    path.write_bytes(joined().encode() + b"\n" + bad + b"\n" + joined(round=9).encode() + b"\n")
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_damaged_line_is_named(disk: LocalDisk, path: Path, line: str, hashed: bool) -> None:
+    if hashed:
+        path.write_bytes(chained(joined(), line, joined(round=9)))
+    else:
+        bad = line.encode(errors="surrogatepass") + b"\n"
+        path.write_bytes(chained(joined()) + bad + chained(joined(round=9)))
     before = path.read_bytes()
     with refused(ConfigError, "ledger-damaged") as caught:
-        FileLedger(path)
-    assert "line 2" in str(caught.value)
+        FileLedger(disk)
+    assert "Line 2 " in str(caught.value)
     assert path.read_bytes() == before
-    path.write_text(joined() + "\n")
-    FileLedger(path).close()
+    path.write_bytes(chained(joined()))
+    assert FileLedger(disk).last_attempt(ID) == (2, 3)
 
 
-def test_a_write_that_the_disk_cuts_short_is_finished(
-    ledger: FileLedger, path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = os.write
-    monkeypatch.setattr(module.os, "write", lambda file, data: real(file, data[:7]))
-    ledger.record(JOINED)
-    assert json.loads(path.read_text())["attempt"] == 3
-
-
-@pytest.mark.parametrize("fails", ["write", "fsync"])
 def test_a_full_disk_leaves_the_ledger_as_it_was(
-    ledger: FileLedger, path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+    disk: LocalDisk, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No evidence is handed out, and no half line is left for later ones to be appended to."""
+    """No evidence is handed out, and what is recorded later follows on what is there."""
+    ledger = FileLedger(disk)
     ledger.record(OPENED)
-    before, real = path.read_bytes(), os.write
+    before = path.read_bytes()
 
-    def full(file: int, data: bytes = b"") -> int:
-        if fails == "write":
-            real(file, data[:7])
+    def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, fails, full)
-        with pytest.raises(OSError, match="No space"):
+        patch.setattr(disk_module.os, "fsync", full)
+        with refused(StorageFailed, "storage-failed"):
             ledger.record(JOINED)
     assert path.read_bytes() == before
     assert ledger.last_attempt(ID) == (0, 0)
     ledger.record(JOINED)
-    again = reopened(ledger, path)
-    assert again.last_attempt(ID) == (2, 3)
-    again.close()
+    assert FileLedger(disk).last_attempt(ID) == (2, 3)
 
 
-def test_a_new_ledger_is_in_its_directory_for_good(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    synced: list[bool] = []
-    real = os.fsync
-
-    def fsync(file: int) -> None:
-        synced.append(stat.S_ISDIR(os.fstat(file).st_mode))
-        real(file)
-
-    monkeypatch.setattr(module.os, "fsync", fsync)
-    FileLedger(path).close()
-    assert synced == [True]
-
-
-def test_every_guarded_message_leaves_after_its_entry_is_synced(
+def test_every_guarded_message_leaves_after_its_entry_is_durable(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In order: the opening before Ready, the attempt before a key, the reveal before a share."""
+    """In order: opening and update before Ready, attempt before a key, reveal before a share."""
     name = federation.create(make_sum(rounds=1))
     order: dict[int, list[str]] = {}
-    real_call, real_sync, real_write = Channel.call, os.fsync, os.write
+    real_call, real_append, real_replace = Channel.call, LocalDisk.append, LocalDisk.replace
 
     def note(what: str) -> None:
         order.setdefault(threading.get_ident(), []).append(what)
@@ -222,28 +257,25 @@ def test_every_guarded_message_leaves_after_its_entry_is_synced(
         note(request.WhichOneof("message") if method == "Send" else method)
         return real_call(self, method, request, kind, **options)
 
-    def fsync(file: int) -> None:
-        real_sync(file)
-        note("synced")
+    def append(self: LocalDisk, file: str, data: bytes) -> None:
+        real_append(self, file, data)
+        note(json.loads(data)["kind"])
 
-    def write(file: int, data: bytes) -> int:
-        if data.startswith(b'{"kind"'):
-            note(json.loads(data)["kind"])
-        return real_write(file, data)
+    def replace(self: LocalDisk, file: str, data: Any) -> None:
+        real_replace(self, file, data)
+        note(file.rpartition("/")[2].partition("-")[0])
 
     monkeypatch.setattr(Channel, "call", call)
-    monkeypatch.setattr(module.os, "fsync", fsync)
-    monkeypatch.setattr(module.os, "write", write)
+    monkeypatch.setattr(LocalDisk, "append", append)
+    monkeypatch.setattr(LocalDisk, "replace", replace)
     threads = federation.play(name, lambda s: (threading.get_ident(), s.sum({"x": np.ones(1)}))[0])
     for silo in SILOS:
         events = [e for e in order[threads[silo]] if e not in ("Next", "PutChunk", "GetChunk")]
-        start = events.index("opened")
-        assert events[start : start + 2] == ["opened", "synced"]
-        assert events[events.index("Ready") + 1 :] == [
-            *("joined", "synced", "advertise_keys", "share_keys", "masked_input", "consistency"),
-            *("revealed", "synced", "unmasking"),
+        assert events[events.index("opened") :] == [
+            *("opened", "ListResults", "update", "JoinSession", "Ready"),
+            *("joined", "advertise_keys", "share_keys", "masked_input", "consistency"),
+            *("revealed", "unmasking"),
         ]
-        assert start < events.index("Ready")
 
 
 def test_a_full_disk_keeps_the_silo_silent(
@@ -256,11 +288,11 @@ def test_a_full_disk_keeps_the_silo_silent(
             raise OSError(errno.ENOSPC, "No space left on device")
 
         def last_moment() -> Any:
-            monkeypatch.setattr(module.os, "fsync", full)
+            monkeypatch.setattr(disk_module.os, "fsync", full)
             return fake.descriptor("statistics")
 
         fake.events = [last_moment]
-        with pytest.raises(OSError, match="No space"):
+        with refused(StorageFailed, "storage-failed"):
             session.sum({"x": np.ones(1)})
     assert "Send" not in fake.methods
     assert fake.methods[-1] == "Leave"
