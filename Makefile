@@ -5,7 +5,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test check bench proto clean
+.PHONY: demo test check bench simulate crash proto clean
 
 # torch first and pinned: indexes that offer a CPU build then do not pull CUDA.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -32,6 +32,13 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider -W default
+
+# Long runs; `make test` has a short profile of each.
+simulate: $(VENV)/.dev
+	$(BIN)/python -m tests.faults --seeds 20000 --replay
+
+crash: $(VENV)/.dev
+	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --random 200
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \

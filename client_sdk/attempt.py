@@ -160,8 +160,10 @@ class _Attempt:
         while True:
             match following:
                 case Result():
-                    state = self._state
-                    return Concluded(following, state if isinstance(state, _WATCHED) else None)
+                    state = self._state if isinstance(self._state, _WATCHED) else None
+                    if self._member.name not in following.survivors:
+                        state = None  # another attempt's, which this silo's ended unseen before
+                    return Concluded(following, state)
                 case RoundAborted():
                     submission.abort = following
                     return None

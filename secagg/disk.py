@@ -9,6 +9,7 @@ outlive a crash, but for the coordinator's journal, goes through here, so that o
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Protocol
 
-from secagg.errors import StorageFailed, StorageInUse
+from secagg.errors import StorageBusy, StorageFailed, StorageInUse
 
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIR: Final = 0o700
@@ -28,7 +29,9 @@ _TEMPORARY: Final = ".tmp-"
 class Disk(Protocol):
     """One directory tree. Names are relative, with ``/`` between folders.
 
-    Every method raises ``StorageFailed`` where the machine's disk refuses.
+    Every method raises ``StorageFailed`` where the machine's disk refuses, and ``StorageBusy``
+    where it may not refuse the next time: too many files are open, or there is no space for a new
+    file of a known size.
     """
 
     def read(self, name: str) -> bytes | None:
@@ -48,7 +51,11 @@ class Disk(Protocol):
         ...
 
     def allocate(self, name: str, size: int) -> None:
-        """Make a file of this size, empty of what was there before; not durable."""
+        """Make a file of this size, empty of what was there before; not durable.
+
+        Raises:
+            StorageBusy: there is no space for it.
+        """
         ...
 
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
@@ -81,8 +88,11 @@ class LocalDisk:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._named: set[Path] = set()
         with _translated(root):
             _make_directory(root)
+            for folder, _, _ in os.walk(root):  # a crash may have come between a name and its sync
+                _sync_directory(Path(folder))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -128,7 +138,6 @@ class LocalDisk:
         """Add to a file's end, durably; on failure the file is as it was."""
         path = self.root / name
         with _translated(path):
-            new = not path.exists()
             with _opened(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
                 size = os.fstat(file).st_size
                 try:
@@ -138,8 +147,9 @@ class LocalDisk:
                     with contextlib.suppress(OSError):
                         os.ftruncate(file, size)
                     raise
-            if new:
+            if path not in self._named:
                 _sync_directory(path.parent)
+                self._named.add(path)
 
     def replace(self, name: str, data: bytes | memoryview) -> None:
         """Give a file this content, durably: a crash leaves the old content or the new."""
@@ -160,10 +170,14 @@ class LocalDisk:
         """Make a file of this size, empty of what was there before; not durable."""
         path = self.root / name
         with (
-            _translated(path),
+            _translated(path, busy=(errno.ENOSPC, errno.EDQUOT)),
             _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as file,
         ):
-            os.ftruncate(file, size)
+            try:
+                os.posix_fallocate(file, 0, size)
+            except OSError:
+                os.ftruncate(file, 0)
+                raise
 
     def write(self, name: str, offset: int, data: bytes | memoryview) -> None:
         """Write inside a file; not durable before ``sync``."""
@@ -213,12 +227,13 @@ class LocalDisk:
 
 
 @contextmanager
-def _translated(path: Path) -> Iterator[None]:
+def _translated(path: Path, busy: tuple[int, ...] = ()) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageFailed(
-            "storage-failed",
+        kind = StorageBusy if error.errno in (errno.EMFILE, errno.ENFILE, *busy) else StorageFailed
+        raise kind(
+            "storage-busy" if kind is StorageBusy else "storage-failed",
             f"{path} cannot be read or written: {error.strerror or error}.",
             "See that the disk has space left and no errors, and that this user owns the folder.",
         ) from None
@@ -266,12 +281,14 @@ def _make_directory(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        for child in path.iterdir():
-            _remove(child)
-        path.rmdir()
-    else:
-        path.unlink(missing_ok=True)
+    """Remove what is there; what somebody else removes meanwhile is removed, too."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.is_dir() and not path.is_symlink():
+            for child in path.iterdir():
+                _remove(child)
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def _sync_directory(path: Path) -> None:

@@ -154,6 +154,10 @@ class StorageFailed(SecaggError):
     """This machine's disk did not take or give bytes: whoever needed them stops, nothing counts."""
 
 
+class StorageBusy(SecaggError):
+    """This machine has no space or descriptor left for something new; later it may have."""
+
+
 class StorageDamaged(SecaggError):
     """Stored bytes are not those that were written; the text names the place."""
 

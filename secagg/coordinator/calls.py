@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from secagg.config import SiloId
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
-from secagg.coordinator.spool import Upload, read_chunk
+from secagg.coordinator.spool import Blob, Upload
 from secagg.coordinator.state import Ended, Event
 from secagg.errors import MalformedMessage, RoleRefused, RoundAborted
 from secagg.masking import messages as core
@@ -176,7 +176,7 @@ def PutChunk(  # noqa: N802
             where = blob.vector
             upload = session.vector_upload(silo, where.round, where.attempt, total)
         case "weights":
-            upload = session.weights_upload(silo, blob.weights, total)
+            upload = session.weights_upload(silo, blob.weights, total, now)
         case _:
             raise MalformedMessage("blob-kind", "Only vectors and weights are uploaded.")
     return functools.partial(_put, upload, request.offset, request.data)
@@ -194,18 +194,16 @@ def GetChunk(  # noqa: N802
     """One chunk of a sum or of initial weights."""
     match request.blob.WhichOneof("of"):
         case "sum":
-            name = session.sum_name(request.blob.sum)
+            stored = session.sum_blob(request.blob.sum)
         case "weights":
-            name = session.weights_name(request.blob.weights)
+            stored = session.weights_blob(request.blob.weights)
         case _:
             raise MalformedMessage("blob-kind", "Only sums and weights are downloaded.")
-    return functools.partial(_get, session, name, request.offset)
+    return functools.partial(_get, stored, request.offset)
 
 
-def _get(session: Session, name: str, offset: int) -> Message:
-    return api.GetChunkReply(
-        data=read_chunk(session.disk, name, offset, session.config.chunk_bytes)
-    )
+def _get(stored: Blob, offset: int) -> Message:
+    return api.GetChunkReply(data=stored.chunk(offset))
 
 
 @_method(Role.SILO, How.LOOKS)

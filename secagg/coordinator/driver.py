@@ -44,6 +44,7 @@ class Driver:
         self._fail = fail
         self._changed = asyncio.Condition()
         self._wake = asyncio.Event()
+        self._nudged = False
         self._stopped = False
         self._log = structlog.get_logger().bind(session=session.config.name)
         self._reported: RoundAborted | None = None
@@ -64,11 +65,13 @@ class Driver:
             return work(*args, **kwargs)
 
     def wake(self) -> None:
-        """Look again whether something is due: what the session depends on has changed."""
+        """Let everybody look again: what the session depends on has changed."""
+        self._nudged = True
         self._wake.set()
 
     async def wait(self, look: Callable[[], T | None]) -> T | None:
         """Return what ``look`` finds, at once or on a change; None after 25 s or when stopping."""
+        self._wake.set()  # a first look may have set a new deadline
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_SECONDS), self._changed:
                 while not self._stopped and (found := look()) is None:
@@ -79,9 +82,8 @@ class Driver:
     async def stop(self) -> None:
         """Stop driving, and let those who wait go."""
         self._stopped = True
-        self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        self._wake.set()
+        await self._task  # what it is in the middle of is written down, or not begun
         async with self._changed:
             self._changed.notify_all()
 
@@ -126,7 +128,9 @@ class Driver:
         """Do what is due, then sleep until something may be."""
         self._wake.clear()
         async with self._changed:
-            self._changed.notify_all()  # what the session depends on may have changed
+            if self._nudged:
+                self._nudged = False
+                self._changed.notify_all()
             while not self._stopped and await asyncio.to_thread(
                 self.session.tick, time.monotonic()
             ):

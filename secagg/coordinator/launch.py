@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Final
 
 CIPHER_SUITES: Final = "ECDHE-RSA-AES128-GCM-SHA256"
 """The one suite of TLS 1.2 on offer needs an RSA key, which our certificates never have: what is
 left is TLS 1.3."""
+_PR_SET_DUMPABLE: Final = 4
+
+
+def _harden() -> None:
+    """Leave no core file, which would hold revealed shares, and take all descriptors there are."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # a core that is piped to a handler knows no limit
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def launch(config: Path, port_file: Path | None) -> None:
@@ -23,6 +36,7 @@ def launch(config: Path, port_file: Path | None) -> None:
         ConfigError, CredentialError, StorageInUse, StorageDamaged: it cannot start.
     """
     os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHER_SUITES  # read when grpc is first imported
+    _harden()
     from secagg.coordinator.server import configure_logging, serve
     from secagg.coordinator.settings import load_settings
 

@@ -34,7 +34,7 @@ from secagg.coordinator.sqlite import SqliteJournal
 from secagg.coordinator.tls import ServerCertificate
 from secagg.crypto.sign import IdentityKey
 from secagg.disk import LocalDisk
-from secagg.errors import EXIT_CODES, ConfigError, CredentialError, StorageFailed
+from secagg.errors import EXIT_CODES, ConfigError, CredentialError, SecaggError
 from secagg.pki.credentials import load_credentials
 from secagg.pki.names import Role
 
@@ -138,11 +138,11 @@ def _sessions(
     return sessions
 
 
-def _die(error: StorageFailed) -> NoReturn:
-    """End the process at once: what the journal could not take must not be seen by anybody."""
-    structlog.get_logger().error("storage-failed", code=error.code, observed=error.observed)
+def _die(error: SecaggError) -> NoReturn:
+    """End the process at once: what the disk did not take, or changed, must not be seen."""
+    structlog.get_logger().error("dying", code=error.code, observed=error.observed)
     print(error, file=sys.stderr, flush=True)  # noqa: T201 - nobody is left to print it
-    os._exit(EXIT_CODES[StorageFailed])
+    os._exit(EXIT_CODES[type(error)])
 
 
 async def _follow_manifest(manifests: Manifests, servicer: Servicer, stop: asyncio.Event) -> None:

@@ -19,7 +19,7 @@ from secagg.coordinator.identity import caller
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.status import CODE_KEY, status_of
-from secagg.errors import MalformedMessage, SecaggError, StorageFailed
+from secagg.errors import MalformedMessage, SecaggError, StorageDamaged, StorageFailed
 from secagg.masking.manifest import Manifest
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
@@ -35,14 +35,15 @@ class Servicer:
     Args:
         sessions: all of them, restored.
         manifest: gives the newest verified manifest.
-        fail: called when something could not be written down: the process has to end.
+        fail: called when something could not be written down, or is not what was written: the
+            process has to end.
     """
 
     def __init__(
         self,
         sessions: Sessions,
         manifest: Callable[[], Manifest],
-        fail: Callable[[StorageFailed], None],
+        fail: Callable[[SecaggError], None],
     ) -> None:
         self._sessions = sessions
         self._manifest = manifest
@@ -89,7 +90,7 @@ class Servicer:
             reply = await self._run(method, request, SiloId(peer))
         except Stopping as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, error.observed)
-        except StorageFailed as error:
+        except (StorageDamaged, StorageFailed) as error:
             self._fail(error)
         except SecaggError as error:
             status = status_of(error)
@@ -111,14 +112,22 @@ class Servicer:
         session = find(method, self._sessions, request, peer, now)
         if session is None:
             work = functools.partial(method.handle, self._sessions, request, peer, now)
-            reply = await asyncio.shield(asyncio.to_thread(work))
+            reply = await asyncio.shield(self._apart(work))
             self._drive()
         else:
             reply = await self._enter(session, method, request, peer)
-        return await asyncio.to_thread(reply) if callable(reply) else reply
+        return await asyncio.shield(self._apart(reply)) if callable(reply) else reply
+
+    async def _apart(self, work: Callable[[], Any]) -> Any:
+        """Run in a worker thread; a failed disk is heard of though the caller has hung up."""
+        try:
+            return await asyncio.to_thread(work)
+        except (StorageDamaged, StorageFailed) as error:
+            self._fail(error)
+            raise
 
     async def _enter(self, session: Session, method: Method, request: Any, peer: SiloId) -> Any:
-        driver = self._drivers[session.session_id]
+        driver = self._driver(session)
         handle = functools.partial(method.handle, session, request, peer)
         match method.how:
             case How.LOOKS:
@@ -136,11 +145,16 @@ class Servicer:
 
     def _drive(self) -> None:
         """Have a driver for each session that there is, and for no other."""
-        there = {session.session_id: session for session in self._sessions.all()}
-        self._drivers = {
-            session_id: self._drivers.get(session_id) or Driver(session, self._fail)
-            for session_id, session in there.items()
-        }
+        there = self._sessions.all()
+        known = {session.session_id for session in there}
+        self._drivers = {name: d for name, d in self._drivers.items() if name in known}
+        for session in there:
+            self._driver(session)
+
+    def _driver(self, session: Session) -> Driver:
+        if session.session_id not in self._drivers:
+            self._drivers[session.session_id] = Driver(session, self._fail)
+        return self._drivers[session.session_id]
 
 
 def _parse(kind: Any, data: bytes) -> Any:

@@ -19,14 +19,16 @@ silos reveal in Unmasking is not written; after a restart they are asked for it 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Final, cast
 
 from secagg.config import Phase, SessionConfig, SiloId
 from secagg.coordinator import records
 from secagg.coordinator.journal import Journal
-from secagg.coordinator.spool import Stored, Upload, damaged
+from secagg.coordinator.spool import Blob, Stored, Upload, damaged
 from secagg.coordinator.state import (
     PROPOSAL_SECONDS,
     STEPS,
@@ -39,11 +41,13 @@ from secagg.coordinator.state import (
     Task,
 )
 from secagg.crypto.digest import root_digest
+from secagg.crypto.labels import SIGN_DESCRIPTOR, SIGN_RESULT
 from secagg.crypto.secret import Entropy
-from secagg.crypto.sign import IdentityKey
+from secagg.crypto.sign import IdentityKey, verify
 from secagg.disk import Disk
 from secagg.encoding.codec import Codec
 from secagg.errors import (
+    ConfigError,
     Conflict,
     FaultyClient,
     MalformedMessage,
@@ -55,6 +59,7 @@ from secagg.errors import (
     SessionEnded,
     StaleModel,
     StorageDamaged,
+    StorageFailed,
     TooLate,
 )
 from secagg.masking import transcript
@@ -66,6 +71,25 @@ from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
 from secagg.wire._pb import journal_pb2 as pb
 from secagg.wire.session import SignedOpening
+
+MAX_CHANGES: Final = 1000
+"""How often a silo may say Ready or take it back without an attempt's end in between."""
+
+
+@contextmanager
+def _border() -> Iterator[None]:
+    """Where a step becomes durable: whatever goes wrong here is the disk's refusal."""
+    try:
+        yield
+    except StorageFailed:
+        raise
+    except Exception as error:  # noqa: BLE001 - of any kind: memory is ahead of the disk
+        kind = type(error).__name__
+        raise StorageFailed(
+            "storage-failed",
+            f"A step of a session could not be written down ({kind}: {error}).",
+            "What it led to was seen by nobody. Start the coordinator again.",
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +148,8 @@ class Session:
         self._attempts = 0
         self._aborts: dict[int, RoundAborted] = {}
         self._excluded: set[SiloId] = set()
+        self._changes = Counter[SiloId]()
+        self._sums: list[Stored] = []
 
     @classmethod
     def create(
@@ -131,7 +157,7 @@ class Session:
     ) -> Session:
         """Begin a session, durably."""
         session = cls(config, session_id, means, key)
-        session._log(records.created(session_id, config, key), lasting=True)
+        session._log(lambda: records.created(session_id, config, key), lasting=True)
         return session
 
     @classmethod
@@ -140,15 +166,24 @@ class Session:
 
         Raises:
             StorageDamaged: records or blobs are not what was stored.
+            ConfigError: they are another version's, or another coordinator's.
         """
         first, *others = map(records.parse, rows)
         made = first.created
         try:
             config = wire_session.config_from_wire(made.config)
+        except MalformedMessage as error:
+            raise ConfigError(
+                "session-version",
+                f"This version of secagg would not create session {made.config.name}, which is in "
+                f"the state directory ({error.observed})",
+                "Start the version that wrote it, or move the directory away and begin anew.",
+            ) from None
+        try:
             session = cls(config, made.session_id, means, made.key)
             for record in others:
                 session._retrace(record, now)
-        except StorageDamaged:
+        except (ConfigError, StorageDamaged, StorageFailed):
             raise
         except (SecaggError, LookupError, ValueError) as error:
             raise damaged(
@@ -156,11 +191,6 @@ class Session:
             ) from None
         session._tidy()
         return session
-
-    @property
-    def disk(self) -> Disk:
-        """Where its blobs lie."""
-        return self._means.disk
 
     def signed_manifest(self) -> bytes:
         """The newest manifest, as the authority signed it."""
@@ -194,12 +224,9 @@ class Session:
         if task in self._tasks:
             return self._tasks[task].signed
         self._check_active()
-        proposal = self._proposals.get(task)
-        if proposal is None or (proposal.proposer != silo and now >= proposal.deadline):
-            if proposal is not None:
-                proposal.discard()
-            self._proposals[task] = proposal = Proposal(silo, now + PROPOSAL_SECONDS)
-        return proposal.proposer == silo
+        if task not in self._proposals:  # ``tick`` takes it from a proposer that is late
+            self._proposals[task] = Proposal(silo, now + PROPOSAL_SECONDS)
+        return self._proposals[task].proposer == silo
 
     def propose_task(self, silo: SiloId, signed: SignedOpening) -> None:
         """Accept a task's opening from the silo that was asked for it.
@@ -221,23 +248,27 @@ class Session:
         if proposal is None or proposal.proposer != silo or signed.proposer != silo:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
         try:
-            signed.verify(self._means.manifest().silos[silo], self._opening_transcript)
+            signed.verify(self._key_of(silo), self._opening_transcript)
         except MalformedMessage as error:
             raise FaultyClient(silo, "message-signature", error.observed) from None
         self._codec(signed)  # a schema that the task cannot hold is refused before anything
         weights = self._take_weights(silo, signed, proposal)
-        self._open(signed)
+        self._open(signed, weights)
         del self._proposals[name]
-        self._log(records.task_opened(signed, weights), lasting=True)
+        self._log(lambda: records.task_opened(signed, weights), lasting=True)
+
+    def _key_of(self, silo: SiloId) -> bytes:
+        key = self._means.manifest().silos.get(silo)
+        if key is None:
+            raise RoleRefused("session-member", f"{silo} is no longer in the manifest.")
+        return key
 
     def _codec(self, signed: SignedOpening) -> Codec:
         opening = signed.opening
         return Codec(self.config.task(opening.task), opening.schema, len(self.config.silos))
 
-    def _open(self, signed: SignedOpening) -> None:
-        opening = signed.opening
-        weights = None if signed.weights_bytes == 0 else self._weights_name(opening.task)
-        length = self._codec(signed).length
+    def _open(self, signed: SignedOpening, weights: Stored | None) -> None:
+        opening, length = signed.opening, self._codec(signed).length
         self._tasks[opening.task] = Task(signed, opening.digest(self.session_hash), length, weights)
 
     def _weights_name(self, task: str) -> str:
@@ -247,6 +278,7 @@ class Session:
         self, silo: SiloId, signed: SignedOpening, proposal: Proposal
     ) -> Stored | None:
         if signed.opening.weights_digest == transcript.NO_WEIGHTS:
+            proposal.discard()
             return None
         upload = proposal.upload
         if upload is None or upload.total != signed.weights_bytes:
@@ -262,7 +294,7 @@ class Session:
             upload.close()
             return stored
 
-    def weights_upload(self, silo: SiloId, task: str, total: int) -> Upload:
+    def weights_upload(self, silo: SiloId, task: str, total: int, now: float) -> Upload:
         """Return where the proposer's weights go.
 
         Raises:
@@ -277,11 +309,9 @@ class Session:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {task}.")
         if not 0 < total <= self._means.max_weights_bytes:
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
-        called = self.last_call.get(silo, proposal.deadline - PROPOSAL_SECONDS)
-        proposal.deadline = max(proposal.deadline, called + PROPOSAL_SECONDS)  # it is at work
+        proposal.deadline = now + PROPOSAL_SECONDS  # it is at work
         if proposal.upload is None or proposal.upload.total != total:
-            proposal.discard()
-            proposal.upload = self._upload(self._weights_name(task), total)
+            proposal.upload = self._upload(self._weights_name(task), total, proposal.upload)
         return proposal.upload
 
     def ready(self, silo: SiloId, task: str, base: bytes, now: float) -> None:
@@ -304,8 +334,15 @@ class Session:
                 "Fetch the signed results that are missing, apply them and train again.",
             )
         if self._ready.get(silo) != task:
+            self._count_change(silo)
             self._note_ready(silo, task, now)
-            self._log(records.said_ready(silo, task))
+            self._log(lambda: records.said_ready(silo, task))
+
+    def _count_change(self, silo: SiloId) -> None:
+        """Bound what one silo can write into the journal of one attempt."""
+        if self._changes[silo] >= MAX_CHANGES:
+            raise QuotaExceeded("ready-changes", f"{silo} was ready too often without an attempt.")
+        self._changes[silo] += 1
 
     def _note_ready(self, silo: SiloId, task: str, now: float) -> None:
         if not self._ready:
@@ -318,7 +355,7 @@ class Session:
         waited_for = live is not None and silo in set(live.server.expected) - live.left
         if self.state is State.ACTIVE and (silo in self._ready or waited_for):
             self._note_left(silo)
-            self._log(records.took_back(silo))
+            self._log(lambda: records.took_back(silo))
 
     def _note_left(self, silo: SiloId) -> None:
         self._ready.pop(silo, None)
@@ -341,7 +378,7 @@ class Session:
             return self._commit(live, message)
         new = live.server.accept(message)
         if new and not isinstance(message, Unmasking):  # what opens a sum is never written down
-            self._log(records.accepted(message, self.session_id, live.descriptor, None))
+            self._log(lambda: records.accepted(message, self.session_id, live.descriptor, None))
         return new
 
     def _awaits_vector(self, live: Attempt, silo: SiloId) -> bool:
@@ -360,10 +397,14 @@ class Session:
                     message.sender, "chunk-gap", f"The chunk at {upload.missing} is missing."
                 )
             stored = upload.stored()
+            if root_digest(stored.chunk_digests) != message.vector_digest:
+                raise FaultyClient(
+                    message.sender, "vector-digest", "The vector is not the one committed to."
+                )
             live.server.accept(message, self._vector(live, upload.view()))
             upload.close()
         del live.uploads[message.sender]
-        self._log(records.accepted(message, self.session_id, live.descriptor, stored))
+        self._log(lambda: records.accepted(message, self.session_id, live.descriptor, stored))
         return True
 
     def _vector(self, live: Attempt, data: memoryview) -> Vector:
@@ -398,18 +439,18 @@ class Session:
     def _vector_name(self, live: Attempt, silo: SiloId) -> str:
         return f"{self.folder}/spool/{live.descriptor.round}-{live.number}-{silo}"
 
-    def _upload(self, name: str, total: int) -> Upload:
-        return Upload(self._means.disk, name, total, self.config.chunk_bytes)
+    def _upload(self, name: str, total: int, instead: Upload | None = None) -> Upload:
+        return Upload(self._means.disk, name, total, self.config.chunk_bytes, instead)
 
     def abort(self) -> None:
         """End the session on its admin's word."""
         if self.state is State.ACTIVE:
-            self.state = State.ABORTED
-            self._log(records.ended(self.state), lasting=True, clear=True)
+            self._log(lambda: records.ended(State.ABORTED), lasting=True, clear=True)
             self._drop_attempt()
             for proposal in self._proposals.values():
                 proposal.discard()
             self._proposals.clear()
+            self.state = State.ABORTED  # last: from now on it may be forgotten at any time
 
     # What silos ask.
 
@@ -440,18 +481,18 @@ class Session:
             return live.event(silo, Step.NOTHING)
         return live.event(silo, seen) if seen != Step.LEFT else None
 
-    def sum_name(self, round_number: int) -> str:
-        """File of a round's sum.
+    def sum_blob(self, round_number: int) -> Blob:
+        """A round's sum.
 
         Raises:
             NotFound: the round has no result.
         """
         if not 0 < round_number < self.round:
             raise NotFound("round-unknown", f"Round {round_number} has no result.")
-        return f"{self.folder}/sums/{round_number}"
+        return self._blob(self._sum_name(round_number), self._sums[round_number - 1])
 
-    def weights_name(self, task: str) -> str:
-        """File of a task's initial weights.
+    def weights_blob(self, task: str) -> Blob:
+        """A task's initial weights.
 
         Raises:
             NotFound: it has none, or is not open.
@@ -459,7 +500,13 @@ class Session:
         weights = self._tasks[task].weights if task in self._tasks else None
         if weights is None:
             raise NotFound("weights-unknown", f"Task {task} has no initial weights.")
-        return weights
+        return self._blob(self._weights_name(task), weights)
+
+    def _blob(self, name: str, stored: Stored) -> Blob:
+        return Blob(self._means.disk, name, stored, self.config.chunk_bytes)
+
+    def _sum_name(self, round_number: int) -> str:
+        return f"{self.folder}/sums/{round_number}"
 
     def base(self, task: str) -> bytes:
         """What the next round of an open task starts from."""
@@ -539,7 +586,7 @@ class Session:
         opening = self._opening(task, self._attempts + 1, cohort, manifest)
         descriptor = describe(opening, self._means.identity, self._means.entropy)
         self._begin(opening, descriptor, now)
-        self._log(records.attempt_opened(descriptor, manifest))
+        self._log(lambda: records.attempt_opened(descriptor, manifest))
 
     def _opening(
         self, task: str, attempt: int, cohort: tuple[SiloId, ...], manifest: Manifest
@@ -580,7 +627,7 @@ class Session:
             self._release(live, broadcast)
             return
         self._publish(live, broadcast, now)
-        self._log(records.phase_closed(phase))
+        self._log(lambda: records.phase_closed(phase))
 
     def _publish(self, live: Attempt, broadcast: Broadcast, now: float) -> None:
         live.broadcasts.append(broadcast)
@@ -592,7 +639,7 @@ class Session:
         self._aborts[live.number] = error
         self._exclude(error)
         self._log(
-            records.attempt_aborted(self.round, self._aborts, self._ready, self._excluded),
+            lambda: records.attempt_aborted(self.round, self._aborts, self._ready, self._excluded),
             clear=True,
         )
         self._drop_attempt()
@@ -613,21 +660,26 @@ class Session:
     def _release(self, live: Attempt, result: Result) -> None:
         total = self._ring(live).pack(cast(Vector, live.server.total))
         stored = Stored.of(total, self.config.chunk_bytes)
-        self._means.disk.replace(f"{self.folder}/sums/{result.round}", total)
-        self._conclude(result)
-        self._log(records.released(result, stored), lasting=True, clear=True)
+        with _border():
+            self._means.disk.replace(self._sum_name(result.round), total)
+        self._conclude(result, stored)
+        self._log(lambda: records.released(result, stored), lasting=True, clear=True)
         self._drop_attempt()
+        self._end_if_done()
 
-    def _conclude(self, result: Result) -> None:
+    def _conclude(self, result: Result, total: Stored) -> None:
         """Count a result, and begin the next round."""
         self.results.append(result)
+        self._sums.append(total)
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
         self._history = transcript.next_history(self._history, tau4)
         self._ready.clear()
         self._ready_since = math.inf
         self._attempts, self._aborts, self._excluded = 0, {}, set()
+
+    def _end_if_done(self) -> None:
         if all(self._released(task.name) >= task.rounds for task in self.config.tasks):
-            self.state = State.DONE
+            self.state = State.DONE  # from now on it may be forgotten at any time
 
     def _drop_attempt(self) -> None:
         """Forget the attempt and its vectors; after the record that makes them superfluous."""
@@ -638,9 +690,15 @@ class Session:
 
     # What was written down.
 
-    def _log(self, record: pb.Record, *, lasting: bool = False, clear: bool = False) -> None:
-        data = record.SerializeToString(deterministic=True)
-        self._means.journal.append(self.session_id, data, lasting=lasting, clear=clear)
+    def _log(
+        self, make: Callable[[], pb.Record], *, lasting: bool = False, clear: bool = False
+    ) -> None:
+        """Write a step down. If that fails in whatever way, memory is ahead: nobody may go on."""
+        with _border():
+            data = make().SerializeToString(deterministic=True)
+            self._means.journal.append(self.session_id, data, lasting=lasting, clear=clear)
+        if clear:
+            self._changes.clear()
 
     def _retrace(self, record: pb.Record, now: float) -> None:
         """Take one step again."""
@@ -656,8 +714,7 @@ class Session:
             case "accepted":
                 self._retrace_message(record.accepted)
             case "phase_closed":
-                live = self._live()
-                self._publish(live, live.server.close_phase(), now)
+                self._retrace_closing(record.phase_closed, now)
             case "attempt_aborted":
                 self._retrace_abort(record.attempt_aborted, now)
             case "released":
@@ -669,9 +726,10 @@ class Session:
 
     def _retrace_task(self, opened: pb.TaskOpened) -> None:
         signed = wire_session.opening_from_wire(opened.opening)
-        self._open(signed)
-        if signed.weights_bytes:
-            self._check_blob(self._weights_name(signed.opening.task), opened.weights)
+        weights = records.stored_of(opened.weights) if signed.weights_bytes else None
+        if weights is not None:
+            weights.open(self._means.disk, self._weights_name(signed.opening.task))
+        self._open(signed, weights)
 
     def _retrace_opening(self, opened: pb.AttemptOpened, now: float) -> None:
         descriptor = wire.descriptor_from_wire(opened.descriptor)
@@ -679,14 +737,47 @@ class Session:
         if manifest.digest() != descriptor.manifest_digest:
             raise damaged(f"an attempt of session {self.config.name} has another manifest")
         opening = self._opening(descriptor.task, descriptor.attempt, descriptor.cohort, manifest)
+        expected = (self.session_id, self.session_hash, self.round, opening.base)
+        found = (descriptor.session_id, descriptor.session_hash, descriptor.round, descriptor.base)
+        self._check_origin(
+            found == expected,
+            SIGN_DESCRIPTOR,
+            transcript.round_transcript(descriptor),
+            b"",
+            descriptor.signature,
+        )
         self._begin(opening, descriptor, now)
+
+    def _retrace_closing(self, closed: pb.PhaseClosed, now: float) -> None:
+        live = self._live()
+        if str(live.server.phase) != closed.phase:
+            raise damaged(f"session {self.config.name} closes a phase that is not open")
+        self._publish(live, live.server.close_phase(), now)
+
+    def _check_origin(
+        self, same: bool, kind: str, tau: bytes, body: bytes, signature: bytes
+    ) -> None:
+        """Return if a signed record is of this very coordinator and of this version's making."""
+        try:
+            verify(self._means.identity.public, kind, tau, body, signature)
+        except MalformedMessage:
+            same = False
+        if not same:
+            raise ConfigError(
+                "state-of-another",
+                f"Session {self.config.name} in the state directory was signed with another "
+                "identity key than this coordinator's, or hashed by another version of secagg.",
+                "Start with the key and the version that wrote it, or with an empty directory.",
+            )
 
     def _retrace_message(self, accepted: pb.Accepted) -> None:
         live = self._live()
         message = wire.client_message_from_wire(accepted.message)
         vector = None
         if isinstance(message, MaskedInput):
-            data = self._check_blob(self._vector_name(live, message.sender), accepted.vector)
+            name = self._vector_name(live, message.sender)
+            stored = records.stored_of(accepted.vector)
+            data = stored.read(self._means.disk, name, self.config.chunk_bytes)
             vector = self._vector(live, data)
         live.server.accept(message, vector)
 
@@ -701,23 +792,25 @@ class Session:
 
     def _retrace_result(self, released: pb.Released) -> None:
         result = wire.result_from_wire(released.result)
-        self._check_blob(f"{self.folder}/sums/{result.round}", released.sum)
-        self._conclude(result)
+        stored = records.stored_of(released.sum)
+        stored.open(self._means.disk, self._sum_name(result.round))
+        tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
+        same = (result.round, result.base) == (self.round, self.base(result.task))
+        self._check_origin(same, SIGN_RESULT, tau4, result.body(), result.signature)
+        self._conclude(result, stored)
+        self._end_if_done()
 
     def _live(self) -> Attempt:
         if self.attempt is None:
             raise damaged(f"session {self.config.name} has a message of no attempt")
         return self.attempt
 
-    def _check_blob(self, name: str, stored: pb.Stored) -> memoryview:
-        return records.stored_of(stored).read(self._means.disk, name, self.config.chunk_bytes)
-
     def _tidy(self) -> None:
         """Remove what no record speaks of: uploads that were never committed."""
-        known = {f"{self.folder}/sums/{number}" for number in range(1, self.round)}
-        known |= {task.weights for task in self._tasks.values() if task.weights is not None}
+        known = {self._sum_name(number) for number in range(1, self.round)}
+        known |= {self._weights_name(name) for name, task in self._tasks.items() if task.weights}
         live = self.attempt
-        if live is not None and live.server.phase is not None:
+        if live is not None:
             known |= {self._vector_name(live, silo) for silo in live.server.committed}
         for name in self._means.disk.names(self.folder):
             if name not in known:

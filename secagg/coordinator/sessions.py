@@ -57,12 +57,12 @@ class Sessions:
             QuotaExceeded: too many are active.
         """
         with self._lock:
-            again = next((s for s in self.all() if key and s.key == key), None)
-            if again is not None:
-                return again
             if not message.silos:
                 message.silos.extend(sorted(self._means.manifest().silos))
             config = wire_session.config_from_wire(message)
+            again = next((s for s in self.all() if key and s.key == key), None)
+            if again is not None and again.config == config:
+                return again
             self._check(config)
             self._make_room()
             session_id = self._means.entropy(32)
@@ -99,9 +99,10 @@ class Sessions:
         Raises:
             NotFound: there is no such session.
         """
-        if session_id not in self._sessions:
+        session = self._sessions.get(session_id)
+        if session is None:
             raise NotFound("session-unknown", "There is no such session at this coordinator.")
-        return self._sessions[session_id]
+        return session
 
     def by_name(self, name: str) -> Session:
         """Return the newest session of a name.

@@ -1,4 +1,4 @@
-"""Blobs on disk: chunks by offset, idempotent, in any order; digests as they come; one fsync.
+"""Blobs on disk: chunks by offset, idempotent, in any order; digests as they come.
 
 An upload's size is fixed before its first chunk, so a caller cannot fill the disk beyond what the
 protocol asks of it. A chunk may be replaced until the blob is committed: a silo whose bytes were
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from secagg.crypto.digest import chunk_digest
 from secagg.disk import Disk
-from secagg.errors import MalformedMessage, NotFound, StorageDamaged, TooLate
+from secagg.errors import MalformedMessage, NotFound, StorageDamaged, StorageFailed, TooLate
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,21 +37,66 @@ class Stored:
         starts = range(0, len(data), chunk_bytes)
         return cls(len(data), tuple(chunk_digest(data[at : at + chunk_bytes]) for at in starts))
 
+    def open(self, disk: Disk, name: str) -> memoryview:
+        """Map the blob if it is there, whatever it holds.
+
+        Raises:
+            StorageDamaged: it is gone, or of another size.
+        """
+        data = disk.view(name)
+        if data is None or len(data) != self.size:
+            seen = "is gone" if data is None else f"has {len(data)} bytes, not {self.size}"
+            raise damaged(f"{name} {seen}")
+        return data
+
     def read(self, disk: Disk, name: str, chunk_bytes: int) -> memoryview:
         """Map the blob if every chunk of it is what was stored.
 
         Raises:
             StorageDamaged: it is gone, of another size, or a chunk differs; says which.
         """
-        data = disk.view(name)
-        if data is None or len(data) != self.size:
-            seen = "is gone" if data is None else f"has {len(data)} bytes, not {self.size}"
-            raise damaged(f"{name} {seen}")
-        found = Stored.of(data, chunk_bytes).chunk_digests
-        for index, (was, is_now) in enumerate(zip(self.chunk_digests, found, strict=True)):
-            if was != is_now:
-                raise damaged(f"the chunk at {index * chunk_bytes} of {name} was changed")
+        data = self.open(disk, name)
+        for offset in range(0, self.size, chunk_bytes):
+            self.check(data[offset : offset + chunk_bytes], name, offset, chunk_bytes)
         return data
+
+    def check(self, chunk: memoryview, name: str, offset: int, chunk_bytes: int) -> None:
+        """Return if a chunk's bytes are those that were stored; else StorageDamaged."""
+        if chunk_digest(chunk) != self.chunk_digests[offset // chunk_bytes]:
+            raise damaged(f"the chunk at {offset} of {name} was changed")
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A stored blob and where it lies, to be read when its session has been let go.
+
+    Args:
+        disk: the state directory.
+        name: its file.
+        stored: what it has to be.
+        chunk_bytes: the session's size of a chunk.
+    """
+
+    disk: Disk
+    name: str
+    stored: Stored
+    chunk_bytes: int
+
+    def chunk(self, offset: int) -> bytes:
+        """Read one chunk, if it is what was stored.
+
+        Raises:
+            NotFound: the offset is not inside the blob, or not a chunk's; or it was forgotten.
+            StorageDamaged: the bytes were changed; says where.
+        """
+        if offset % self.chunk_bytes or not 0 <= offset < self.stored.size:
+            raise NotFound("chunk-offset", f"No chunk of this blob begins at offset {offset}.")
+        data = self.disk.view(self.name)
+        if data is None:
+            raise NotFound("session-unknown", "The session has been forgotten meanwhile.")
+        chunk = data[offset : offset + self.chunk_bytes]
+        self.stored.check(chunk, self.name, offset, self.chunk_bytes)
+        return bytes(chunk)
 
 
 def damaged(what: str) -> StorageDamaged:
@@ -72,18 +117,28 @@ class Upload:
         name: its file.
         total: its size in bytes, at least 1.
         chunk_bytes: every chunk has this size, but for the last.
+        instead: another one of this name, which goes when this one begins.
     """
 
-    def __init__(self, disk: Disk, name: str, total: int, chunk_bytes: int) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        name: str,
+        total: int,
+        chunk_bytes: int,
+        instead: Upload | None = None,
+    ) -> None:
         self.name = name
         self.total = total
         self._disk = disk
         self._chunk_bytes = chunk_bytes
         self._lock = threading.RLock()
+        self._instead = instead
         self._open = True
+        self._begun = False
         self._synced = False
         self._digests: list[bytes | None] = [None] * -(-total // chunk_bytes)
-        disk.allocate(name, total)
+        self._left = len(self._digests)
 
     def put(self, offset: int, data: bytes) -> None:
         """Store one chunk; with the last one that was missing, sync the blob.
@@ -91,6 +146,8 @@ class Upload:
         Raises:
             MalformedMessage: offset or length is not a chunk's.
             TooLate: the blob was committed or dropped meanwhile.
+            StorageBusy: the disk has no space for the blob.
+            StorageFailed: the disk refuses; nothing more is received.
         """
         index, rest = divmod(offset, self._chunk_bytes)
         if rest or not 0 <= offset < self.total:
@@ -105,16 +162,31 @@ class Upload:
                 raise TooLate("phase-closed", "This blob is no longer being received.")
             if self._digests[index] == digest:
                 return
-            self._digests[index] = None  # while it is half-written it is missing
-            self._disk.write(self.name, offset, data)
-            self._digests[index], self._synced = digest, False
-            if self.missing is None:
-                self._sync()
+            self._begin()
+            self._write(index, data, digest)
+
+    def _begin(self) -> None:
+        if not self._begun:
+            if self._instead is not None:
+                self._instead.discard()
+            self._instead = None
+            self._disk.allocate(self.name, self.total)
+            self._begun = True
+
+    def _write(self, index: int, data: bytes, digest: bytes) -> None:
+        new = self._digests[index] is None
+        if not new:
+            self._digests[index], self._left = None, self._left + 1  # while it is half-written
+        with self._once():
+            self._disk.write(self.name, index * self._chunk_bytes, data)
+        self._digests[index], self._left, self._synced = digest, self._left - 1, False
+        if new and not self._left:
+            self._sync()
 
     @property
     def missing(self) -> int | None:
         """Offset of the first chunk that has not come; None if all have."""
-        return next((i * self._chunk_bytes for i, d in enumerate(self._digests) if d is None), None)
+        return self._digests.index(None) * self._chunk_bytes if self._left else None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -142,23 +214,24 @@ class Upload:
 
     def discard(self) -> None:
         """Stop receiving and remove the file."""
-        self.close()
-        self._disk.remove(self.name)
+        with self._lock:
+            self._open = False
+            if self._instead is not None:
+                self._instead.discard()
+            if self._begun:
+                self._disk.remove(self.name)
+            self._instead, self._begun = None, False
 
     def _sync(self) -> None:
-        self._disk.sync(self.name)
+        with self._once():
+            self._disk.sync(self.name)
         self._synced = True
 
-
-def read_chunk(disk: Disk, name: str, offset: int, chunk_bytes: int) -> bytes:
-    """Read one chunk of a stored blob.
-
-    Raises:
-        NotFound: the offset is not inside it, or not a chunk's.
-    """
-    if offset % chunk_bytes:
-        raise NotFound("chunk-offset", f"No chunk begins at offset {offset}.")
-    blob = disk.view(name)
-    if blob is None or offset >= len(blob):
-        raise NotFound("chunk-offset", f"The blob ends before offset {offset}.")
-    return bytes(blob[offset : offset + chunk_bytes])
+    @contextmanager
+    def _once(self) -> Iterator[None]:
+        """Receive nothing more after a failure: a failed sync is not told a second time."""
+        try:
+            yield
+        except StorageFailed:
+            self._open = False
+            raise

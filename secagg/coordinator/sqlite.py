@@ -5,7 +5,8 @@ write-ahead log. So every record carries a hash over all before it in its chain 
 chains: its lasting records and its round's), every chain has a *head* with its length and last
 hash, and a *seal* over the number of commits and all heads is stored twice: in the database, and
 beside it in the *anchor*, a small file written after every commit. The anchor needs no sync of its
-own: after a power loss it may be behind the database, never ahead of it.
+own: after a power loss it may be behind the database, never ahead of it. It has two slots, written
+in turn, so that a write which is cut short leaves the one before.
 
     genesis = H("journal/genesis", session_id, kind)
     hash    = H("journal/row", hash before, session_id, seq, kind, record)
@@ -16,6 +17,7 @@ A record's ``seq`` is the number of its commit, so none is ever used again.
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -38,6 +40,7 @@ ANCHOR: Final = "journal.head"
 REVISION: Final = 1  # of the schema; the last one in secagg.coordinator.migrations
 
 _MAGIC: Final = b"secagg-J"
+_SLOT_BYTES: Final = 512  # a sector
 _SUMS: Final = 2**256
 _MACHINE: Final = {  # what SQLite says when the machine is at fault, not the bytes
     sqlite3.SQLITE_BUSY,
@@ -156,9 +159,10 @@ class _Seal(NamedTuple):
     def hash(self) -> bytes:
         return digest(labels.JOURNAL_SEAL, _i64(self.commits), self.total.to_bytes(32, "big"))
 
-    def anchor(self) -> bytes:
+    def slot(self) -> bytes:
+        """What the anchor says of it."""
         body = _MAGIC + _i64(self.commits) + self.hash
-        return body + digest(labels.JOURNAL_ANCHOR, body)
+        return (body + digest(labels.JOURNAL_ANCHOR, body)).ljust(_SLOT_BYTES, b"\0")
 
 
 class SqliteJournal:
@@ -191,8 +195,9 @@ class SqliteJournal:
             with self._translated():
                 self._configure()
                 self._seal, self._heads = self._opened()
-            if self._disk.read(ANCHOR) != self._seal.anchor():
-                self._disk.replace(ANCHOR, self._seal.anchor())
+            if self._anchor() != (self._seal.commits, self._seal.hash):
+                self._disk.replace(ANCHOR, 2 * self._seal.slot())
+            self._anchor_file = os.open(directory / ANCHOR, os.O_WRONLY | os.O_CLOEXEC)
         except BaseException:
             self._engine.dispose()
             raise
@@ -241,6 +246,9 @@ class SqliteJournal:
         with self._lock:
             self._usable = False
             self._engine.dispose()
+            if self._anchor_file >= 0:
+                os.close(self._anchor_file)
+            self._anchor_file = -1
 
     def _examine(self) -> None:
         """Check what can be checked before anything may be written: damage stays as it was found.
@@ -340,10 +348,11 @@ class SqliteJournal:
         data = self._disk.read(ANCHOR)
         if data is None:
             return None
-        body, check = data[:-32], data[-32:]
-        if len(body) != 48 or body[:8] != _MAGIC or check != digest(labels.JOURNAL_ANCHOR, body):
+        slots = [data[at : at + _SLOT_BYTES] for at in (0, _SLOT_BYTES)]
+        whole = [found for slot in slots if (found := _read_slot(slot)) is not None]
+        if len(data) != 2 * _SLOT_BYTES or not whole:
             raise self._damaged(f"{ANCHOR} beside it is not what was written")
-        return int.from_bytes(body[8:16], "big"), body[16:]
+        return max(whole)
 
     def _stored(self, connection: sa.Connection) -> tuple[_Seal, dict[bytes, _Heads]]:
         rows = [_Head(*row) for row in connection.execute(_GET_HEADS)]
@@ -387,7 +396,7 @@ class SqliteJournal:
             self._heads[session_id] = ends
         else:
             del self._heads[session_id]
-        self._disk.write(ANCHOR, 0, seal.anchor())
+        os.pwrite(self._anchor_file, seal.slot(), seal.commits % 2 * _SLOT_BYTES)
 
     @contextmanager
     def _changing(self) -> Iterator[None]:
@@ -397,7 +406,7 @@ class SqliteJournal:
             self._usable = False
             try:
                 yield
-            except (DBAPIError, UnicodeDecodeError) as error:
+            except (DBAPIError, OSError, UnicodeDecodeError) as error:
                 raise self._failed(error) from None
             self._usable = True
 
@@ -421,8 +430,10 @@ class SqliteJournal:
                 "Start the coordinator again once the disk is well.",
             )
 
-    def _failed(self, error: DBAPIError | UnicodeDecodeError) -> StorageFailed:
-        why = error.orig if isinstance(error, DBAPIError) else "it is damaged"
+    def _failed(self, error: DBAPIError | OSError | UnicodeDecodeError) -> StorageFailed:
+        why: object = "it is damaged"
+        if not isinstance(error, UnicodeDecodeError):
+            why = error.orig if isinstance(error, DBAPIError) else error.strerror
         return StorageFailed(
             "storage-failed",
             f"{self._path} cannot be read or written: {why}.",
@@ -451,6 +462,13 @@ def _engine(url: sa.URL) -> sa.Engine:
             connection.exec_driver_sql(statement)
 
     return engine
+
+
+def _read_slot(slot: bytes) -> tuple[int, bytes] | None:
+    """Number of commits and hash, if the slot is whole."""
+    body, check, rest = slot[:48], slot[48:80], slot[80:]
+    whole = body[:8] == _MAGIC and check == digest(labels.JOURNAL_ANCHOR, body) and not any(rest)
+    return (int.from_bytes(body[8:16], "big"), body[16:]) if whole else None
 
 
 def _size(path: Path) -> int:

@@ -8,7 +8,7 @@ from enum import IntEnum, StrEnum
 from typing import Final, TypeAlias, cast
 
 from secagg.config import Phase, SiloId
-from secagg.coordinator.spool import Upload
+from secagg.coordinator.spool import Stored, Upload
 from secagg.errors import RoundAborted
 from secagg.masking.messages import (
     Dealt,
@@ -68,13 +68,13 @@ class Task:
         signed: the proposer's opening.
         hash: the task's hash within the session.
         length: words of a vector.
-        weights: name of the initial weights' file, if it has any.
+        weights: the initial weights, if it has any.
     """
 
     signed: SignedOpening
     hash: bytes
     length: int
-    weights: str | None
+    weights: Stored | None
 
 
 @dataclass

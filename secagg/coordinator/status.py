@@ -23,6 +23,7 @@ from secagg.errors import (
     SecaggError,
     SessionEnded,
     StaleModel,
+    StorageBusy,
     TooLate,
 )
 
@@ -43,6 +44,7 @@ _BY_CLASS: Final[tuple[tuple[type[SecaggError], grpc.StatusCode], ...]] = (
     (SessionEnded, grpc.StatusCode.ABORTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (QuotaExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    (StorageBusy, grpc.StatusCode.UNAVAILABLE),
 )
 
 

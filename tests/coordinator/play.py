@@ -358,7 +358,7 @@ class World:
     def sum(self, round_number: int) -> Vector:
         result = self.session.results[round_number - 1]
         bits = self.config.task(result.task).ring_bits
-        return np.fromfile(self.path(self.session.sum_name(round_number)), Ring(bits).dtype)
+        return np.fromfile(self.path(self.session.sum_blob(round_number).name), Ring(bits).dtype)
 
 
 def why(world: World) -> RoundAborted:

@@ -18,7 +18,7 @@ from secagg.disk import LocalDisk
 from secagg.errors import StorageDamaged
 
 from .play import World
-from .test_restart import open_with_weights, picture
+from .test_restart import open_with_weights, picture, read_all
 
 PLACES = 200
 
@@ -57,6 +57,7 @@ def restored(world: World, directory: Path) -> dict[str, object]:
         sessions = Sessions(on_disk(world, directory, journal), max_sessions=4)
         sessions.restore(world.now)
         (session,) = sessions.all()
+        read_all(session)
         assert {p.name for p in (directory / session.folder / "spool").iterdir()} == {
             f"2-1-{silo}" for silo in "abcd"
         }

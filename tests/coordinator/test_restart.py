@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,15 @@ from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.spool import Stored
 from secagg.coordinator.state import State, Step
 from secagg.crypto.digest import vector_digest
-from secagg.errors import FaultyClient, RoundAborted, StorageDamaged, StorageFailed
+from secagg.crypto.sign import IdentityKey
+from secagg.errors import (
+    ConfigError,
+    FaultyClient,
+    QuotaExceeded,
+    RoundAborted,
+    StorageDamaged,
+    StorageFailed,
+)
 from secagg.masking import server
 from secagg.masking.messages import Signatures
 from secagg.wire import session as wire_session
@@ -161,7 +170,7 @@ def open_with_weights(world: World) -> tuple[bytes, SignedOpening]:
     session = world.session
     signed = sign_opening(world.config, world.session_id, A, world.keys[A], weights=weights)
     assert session.open_task(world.players[A].name, TASK, 0.0) is True
-    upload = session.weights_upload(world.players[A].name, TASK, len(weights))
+    upload = session.weights_upload(world.players[A].name, TASK, len(weights), 1.0)
     for at in range(0, len(weights), CHUNK):
         upload.put(at, weights[at : at + CHUNK])
     session.propose_task(world.players[A].name, signed)
@@ -172,19 +181,34 @@ def test_weights_survive(world: World) -> None:
     weights, signed = open_with_weights(world)
     restarted(world)
     assert world.session.open_task(world.players[B].name, TASK, 0.0) == signed
-    assert world.path(world.session.weights_name(TASK)).read_bytes() == weights
+    assert world.path(world.session.weights_blob(TASK).name).read_bytes() == weights
 
 
 def test_a_half_made_proposal_is_asked_for_again(world: World) -> None:
     world.session.open_task(world.players[A].name, TASK, 0.0)
-    upload = world.session.weights_upload(world.players[A].name, TASK, 100)
+    upload = world.session.weights_upload(world.players[A].name, TASK, 100, 1.0)
     upload.put(0, bytes(CHUNK))
     world.restart()
     with pytest.raises(FaultyClient) as refusal:
-        world.session.weights_upload(world.players[A].name, TASK, 100)
+        world.session.weights_upload(world.players[A].name, TASK, 100, 1.0)
     assert refusal.value.code == "task-proposer"
     assert world.session.open_task(world.players[A].name, TASK, 0.0) is True
     assert not list(world.directory.glob("weights/*"))
+
+
+def read_all(session: Session) -> None:
+    """Hand out every sum and all initial weights."""
+    blobs = [session.sum_blob(number) for number in range(1, session.round)]
+    blobs += [session.weights_blob(name) for name, task in session._tasks.items() if task.weights]
+    for blob in blobs:
+        for offset in range(0, blob.stored.size, CHUNK):
+            blob.chunk(offset)
+
+
+def restart_and_read(world: World) -> None:
+    """What enters a sum is read whole at the start, the rest when it is asked for."""
+    world.restart()
+    read_all(world.session)
 
 
 @pytest.mark.parametrize("blob", ["spool/1-1-b", "sums/1", "weights/training.safetensors"])
@@ -203,7 +227,7 @@ def test_a_damaged_blob_is_named(world: World, blob: str, damage: str) -> None:
         data[CHUNK + 1] ^= 4
         path.write_bytes(data if damage == "flip" else data[:-1])
     with pytest.raises(StorageDamaged) as caught:
-        world.restart()
+        restart_and_read(world)
     assert blob in caught.value.observed
     assert (f"chunk at {CHUNK} " in caught.value.observed) == (damage == "flip")
 
@@ -391,3 +415,83 @@ def test_what_was_not_written_is_seen_by_nobody(world: World) -> None:
     base = world.session.base(TASK)
     world.ready("a", "b")  # too few for an attempt
     assert len(asyncio.run(play())) == 1
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("no record"), OSError(5, "I/O")])
+def test_a_step_that_cannot_be_written_is_the_disks_refusal(
+    world: World, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Of whatever kind: memory is ahead of the disk, and nobody may go on with it."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    world.open()
+    monkeypatch.setattr(machine.records, "said_ready", fail)
+    with pytest.raises(StorageFailed, match=type(error).__name__):
+        world.ready("a")
+
+
+def test_a_session_is_over_when_all_is_written_and_gone(world: World) -> None:
+    """From that moment on it may be forgotten by another thread."""
+    seen: list[State] = []
+    append, remove = world.journal.append, world.means.disk.remove
+    world.start()
+    world.phases(3)
+
+    def watched_append(*args: object, **kwargs: object) -> None:
+        seen.append(world.session.state)
+        append(*args, **kwargs)  # type: ignore[arg-type]
+
+    def watched_remove(name: str) -> None:
+        seen.append(world.session.state)
+        remove(name)
+
+    world.journal.append = watched_append  # type: ignore[method-assign]
+    world.means.disk.remove = watched_remove  # type: ignore[method-assign]
+    world.session.abort()
+    assert seen == [State.ACTIVE, State.ACTIVE]
+    assert world.session.state is State.ABORTED
+
+
+def test_a_disk_that_cannot_be_read_is_not_called_damaged(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ill(name: str) -> None:
+        raise StorageFailed("storage-failed", "I/O error.")
+
+    world.start()
+    world.phases(3)
+    monkeypatch.setattr(world.means.disk, "view", ill)
+    with pytest.raises(StorageFailed):
+        world.restart()
+
+
+@pytest.mark.parametrize("phases", [1, 5])
+def test_the_state_of_a_coordinator_with_another_key(world: World, phases: int) -> None:
+    world.start()
+    world.phases(phases)
+    world.means = replace(world.means, identity=IdentityKey.generate(os.urandom))
+    with pytest.raises(ConfigError, match="state-of-another"):
+        world.restart()
+
+
+def test_a_silo_cannot_fill_the_journal(world: World) -> None:
+    world.open()
+    base, silo = world.session.base(TASK), world.players["a"].name
+    for _ in range(machine.MAX_CHANGES):
+        world.session.ready(silo, TASK, base, 0.0)
+        world.session.leave(silo)
+    with pytest.raises(QuotaExceeded):
+        world.session.ready(silo, TASK, base, 0.0)
+    assert len(world.journal.load()[world.session_id]) <= 2 * machine.MAX_CHANGES + 2
+    world.session.ready(world.players["b"].name, TASK, base, 0.0)
+
+
+def test_weights_without_an_opening_that_wants_them_go(world: World) -> None:
+    silo = world.players["a"].name
+    world.session.open_task(silo, TASK, 0.0)
+    upload = world.session.weights_upload(silo, TASK, 64, 0.0)
+    upload.put(0, bytes(64))
+    world.session.propose_task(silo, world.signed("a"))
+    assert not world.path(upload.name).exists()

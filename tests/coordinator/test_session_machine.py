@@ -86,7 +86,9 @@ def test_a_proposal_expires_when_another_asks(world: World) -> None:
     session = world.session
     session.open_task(B, TASK, 0.0)
     assert session.open_task(A, TASK, PROPOSAL_SECONDS - 0.1) is False
-    assert session.open_task(B, TASK, PROPOSAL_SECONDS + 1) is True
+    assert not session.tick(PROPOSAL_SECONDS - 0.1)
+    assert session.due() == PROPOSAL_SECONDS
+    assert session.tick(PROPOSAL_SECONDS)
     assert session.open_task(A, TASK, PROPOSAL_SECONDS + 1) is True
     assert session.open_task(B, TASK, PROPOSAL_SECONDS + 1) is False
     with refused(FaultyClient, "task-proposer"):
@@ -98,8 +100,10 @@ def test_a_proposal_expires_when_another_asks(world: World) -> None:
 def test_an_expired_proposal_s_upload_goes(world: World) -> None:
     session = world.session
     session.open_task(B, TASK, 0.0)
-    upload = session.weights_upload(B, TASK, 100)
-    session.open_task(A, TASK, PROPOSAL_SECONDS)
+    upload = session.weights_upload(B, TASK, 100, 1.0)
+    upload.put(0, bytes(64))
+    assert world.path(upload.name).exists()
+    assert session.tick(PROPOSAL_SECONDS + 1.0)
     assert not world.path(upload.name).exists()
     with refused(TooLate, "phase-closed"):
         upload.put(0, bytes(64))
@@ -109,7 +113,7 @@ def test_nobody_was_asked(world: World) -> None:
     with refused(FaultyClient, "task-proposer"):
         world.session.propose_task(A, world.signed("a"))
     with refused(FaultyClient, "task-proposer"):
-        world.session.weights_upload(A, TASK, 10)
+        world.session.weights_upload(A, TASK, 10, 1.0)
 
 
 def test_another_silo_proposes(world: World) -> None:
@@ -120,7 +124,7 @@ def test_another_silo_proposes(world: World) -> None:
     with refused(FaultyClient, "task-proposer"):
         world.session.propose_task(A, world.signed("b"))
     with refused(FaultyClient, "task-proposer"):
-        world.session.weights_upload(B, TASK, 10)
+        world.session.weights_upload(B, TASK, 10, 1.0)
 
 
 def test_a_forged_opening(world: World) -> None:
@@ -154,7 +158,7 @@ def test_an_opening_stands(world: World) -> None:
 def test_unknown_tasks(world: World) -> None:
     calls: list[Any] = [
         lambda: world.session.open_task(A, "nope", 0.0),
-        lambda: world.session.weights_upload(A, "nope", 10),
+        lambda: world.session.weights_upload(A, "nope", 10, 1.0),
         lambda: world.session.propose_task(A, world.signed("a", task="nope")),
     ]
     for call in calls:
@@ -163,9 +167,9 @@ def test_unknown_tasks(world: World) -> None:
     with refused(NotFound, "task-closed"):
         world.session.ready(A, TASK, bytes(32), 0.0)
     with refused(NotFound, "weights-unknown"):
-        world.session.weights_name(TASK)
+        world.session.weights_blob(TASK)
     with refused(NotFound, "weights-unknown"):
-        world.session.weights_name("../../etc/passwd")
+        world.session.weights_blob("../../etc/passwd")
 
 
 WEIGHTS = os.urandom(150)
@@ -173,7 +177,7 @@ WEIGHTS = os.urandom(150)
 
 def upload_weights(world: World, data: bytes = WEIGHTS, skip: int | None = None) -> None:
     world.session.open_task(A, TASK, 0.0)
-    upload = world.session.weights_upload(A, TASK, len(data))
+    upload = world.session.weights_upload(A, TASK, len(data), 1.0)
     for offset in range(0, len(data), CHUNK):
         if offset != skip:
             upload.put(offset, data[offset : offset + CHUNK])
@@ -182,7 +186,7 @@ def upload_weights(world: World, data: bytes = WEIGHTS, skip: int | None = None)
 def test_weights_are_taken_and_served(world: World) -> None:
     upload_weights(world)
     world.session.propose_task(A, world.signed("a", weights=WEIGHTS))
-    assert world.path(world.session.weights_name(TASK)).read_bytes() == WEIGHTS
+    assert world.path(world.session.weights_blob(TASK).name).read_bytes() == WEIGHTS
 
 
 def test_weights_that_are_not_there(world: World) -> None:
@@ -210,21 +214,21 @@ def test_weights_of_another_digest(world: World) -> None:
         world.session.propose_task(A, signed)
     upload_weights(world)  # the right bytes may follow
     world.session.propose_task(A, signed)
-    assert world.path(world.session.weights_name(TASK)).read_bytes() == WEIGHTS
+    assert world.path(world.session.weights_blob(TASK).name).read_bytes() == WEIGHTS
 
 
 def test_another_size_begins_anew(world: World) -> None:
     upload_weights(world, bytes(200))
     upload_weights(world)
     world.session.propose_task(A, world.signed("a", weights=WEIGHTS))
-    assert world.path(world.session.weights_name(TASK)).read_bytes() == WEIGHTS
+    assert world.path(world.session.weights_blob(TASK).name).read_bytes() == WEIGHTS
 
 
 @pytest.mark.parametrize("total", [0, 1001, 2**64 - 1])
 def test_weights_quota(world: World, total: int) -> None:
     world.session.open_task(A, TASK, 0.0)
     with refused(QuotaExceeded, "weights-size"):
-        world.session.weights_upload(A, TASK, total)
+        world.session.weights_upload(A, TASK, total, 1.0)
     assert not world.directory.exists()
 
 
@@ -232,7 +236,7 @@ def test_weights_cannot_change_under_their_check(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_weights(world)
-    upload = world.session.weights_upload(A, TASK, len(WEIGHTS))
+    upload = world.session.weights_upload(A, TASK, len(WEIGHTS), 1.0)
     refusals: list[str] = []
 
     def late() -> None:
@@ -253,7 +257,7 @@ def test_weights_cannot_change_under_their_check(
     world.session.propose_task(A, world.signed("a", weights=WEIGHTS))
     thread.join()
     assert refusals == ["phase-closed"]
-    assert world.path(world.session.weights_name(TASK)).read_bytes() == WEIGHTS
+    assert world.path(world.session.weights_blob(TASK).name).read_bytes() == WEIGHTS
 
 
 # Readiness.
@@ -1075,12 +1079,12 @@ def test_a_silo_that_was_away_gets_the_results(world: World) -> None:
 
 def test_sums_by_round(world: World) -> None:
     world.release()
-    assert world.path(world.session.sum_name(1)).stat().st_size == BYTES
-    digest = vector_digest(world.path(world.session.sum_name(1)).read_bytes(), CHUNK)
+    assert world.path(world.session.sum_blob(1).name).stat().st_size == BYTES
+    digest = vector_digest(world.path(world.session.sum_blob(1).name).read_bytes(), CHUNK)
     assert digest == world.session.results[0].vector_digest
     for number in (0, 2, -1):
         with refused(NotFound, "round-unknown"):
-            world.session.sum_name(number)
+            world.session.sum_blob(number)
 
 
 def test_what_silos_are_doing(world: World) -> None:
@@ -1120,7 +1124,7 @@ def test_an_aborted_session(world: World) -> None:
         lambda: world.session.send(world.players["a"].sent[-1], 1, 1),
         lambda: world.session.vector_upload(A, 1, 1, BYTES),
         lambda: world.session.open_task(A, SUMS, world.now),
-        lambda: world.session.weights_upload(A, SUMS, 10),
+        lambda: world.session.weights_upload(A, SUMS, 10, 1.0),
         lambda: world.session.propose_task(A, world.signed("a", task=SUMS)),
     ]
     for call in calls:
@@ -1136,7 +1140,7 @@ def test_results_outlive_the_session(world: World) -> None:
     result = world.release()
     world.session.abort()
     assert world.session.next(A, 1, 0, Step.NOTHING) == result
-    assert world.path(world.session.sum_name(1)).exists()
+    assert world.path(world.session.sum_blob(1).name).exists()
     event = world.session.next(A, 2, 0, Step.NOTHING)
     assert event == Ended("Session study is aborted.")
 

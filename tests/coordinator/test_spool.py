@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secagg.coordinator.spool import Upload, read_chunk
+from secagg.coordinator.spool import Blob, Stored, Upload
 from secagg.disk import LocalDisk
-from secagg.errors import MalformedMessage, NotFound, TooLate
+from secagg.errors import (
+    MalformedMessage,
+    NotFound,
+    StorageBusy,
+    StorageDamaged,
+    StorageFailed,
+    TooLate,
+)
 
 CHUNK = 64
 
@@ -47,7 +55,6 @@ def test_any_order(
         for at, chunk in arriving:
             upload.put(at, chunk)
         assert upload.missing == (left[0] if left else None)
-        assert len(upload.view()) == len(data)
         if not left:
             assert upload.view().tobytes() == data
     finally:
@@ -72,13 +79,13 @@ def test_what_is_no_chunk_changes_nothing(
         with pytest.raises(MalformedMessage):
             upload.put(offset, b"\xff" * size)
         assert upload.missing == 0
-        assert upload.view().tobytes() == bytes(total)
     finally:
         upload.discard()
 
 
 def test_nobody_else_reads_it(tmp_path: Path) -> None:
     upload = Upload(LocalDisk(tmp_path), "a/b/blob", 10, CHUNK)
+    upload.put(0, bytes(10))
     assert (tmp_path / "a/b/blob").stat().st_mode & 0o777 == 0o600
     upload.discard()
 
@@ -89,6 +96,7 @@ def test_a_new_upload_begins_empty(tmp_path: Path) -> None:
     first.close()
     second = Upload(LocalDisk(tmp_path), "blob", 80, CHUNK)
     assert second.missing == 0
+    second.put(64, bytes(16))
     assert second.view().tobytes() == bytes(80)
     second.discard()
 
@@ -160,7 +168,8 @@ def test_many_threads_put_while_one_closes(tmp_path: Path) -> None:
             assert os.fstat(other).st_size == 0
             os.close(other)
         assert all(sum(count) == 10 for count in counts)
-        written = (tmp_path / upload.name).read_bytes()
+        path = tmp_path / upload.name
+        written = path.read_bytes() if path.exists() else b""
         assert written.count(b"\xff") == CHUNK * sum(done for done, _ in counts)
 
 
@@ -180,16 +189,82 @@ def test_many_threads_put_everything(tmp_path: Path) -> None:
 def test_reading_chunks(tmp_path_factory: pytest.TempPathFactory, data: bytes, offset: int) -> None:
     place = tmp_path_factory.mktemp("blob")
     (place / "blob").write_bytes(data)
-    disk = LocalDisk(place)
+    blob = Blob(LocalDisk(place), "blob", Stored.of(memoryview(data), CHUNK), CHUNK)
     if offset % CHUNK == 0 and offset < len(data):
-        assert read_chunk(disk, "blob", offset, CHUNK) == data[offset : offset + CHUNK]
+        assert blob.chunk(offset) == data[offset : offset + CHUNK]
         return
     with pytest.raises(NotFound):
-        read_chunk(disk, "blob", offset, CHUNK)
+        blob.chunk(offset)
 
 
 @pytest.mark.parametrize("offset", [2**63 - 64, 2**63, 2**64 - 64])
 def test_offsets_beyond_any_file(tmp_path: Path, offset: int) -> None:
     (tmp_path / "blob").write_bytes(bytes(100))
+    blob = Blob(LocalDisk(tmp_path), "blob", Stored.of(memoryview(bytes(100)), CHUNK), CHUNK)
     with pytest.raises(NotFound):
-        read_chunk(LocalDisk(tmp_path), "blob", offset, CHUNK)
+        blob.chunk(offset)
+
+
+def test_a_changed_chunk_is_not_handed_out(tmp_path: Path) -> None:
+    (tmp_path / "blob").write_bytes(bytes(100))
+    blob = Blob(LocalDisk(tmp_path), "blob", Stored.of(memoryview(bytes(100)), CHUNK), CHUNK)
+    (tmp_path / "blob").write_bytes(bytes(99) + b"\x01")
+    assert blob.chunk(0) == bytes(CHUNK)
+    with pytest.raises(StorageDamaged, match=f"chunk at {CHUNK * (99 // CHUNK)} of blob"):
+        blob.chunk(CHUNK * (99 // CHUNK))
+    (tmp_path / "blob").unlink()
+    with pytest.raises(NotFound):
+        blob.chunk(0)
+
+
+class FailingDisk(LocalDisk):
+    """Refuses the next so many syncs."""
+
+    failures = 0
+
+    def sync(self, name: str) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise StorageFailed("storage-failed", "The disk is ill.")
+        super().sync(name)
+
+
+def test_a_sync_that_failed_once_is_not_asked_again(tmp_path: Path) -> None:
+    """A second one would say that all is well, whatever the first one lost."""
+    disk = FailingDisk(tmp_path)
+    disk.failures = 1
+    upload = Upload(disk, "blob", 10, CHUNK)
+    with pytest.raises(StorageFailed):
+        upload.put(0, bytes(10))
+    with pytest.raises(TooLate):
+        upload.put(0, bytes(10))
+
+
+def test_another_upload_in_its_place(tmp_path: Path) -> None:
+    disk = LocalDisk(tmp_path)
+    first = Upload(disk, "blob", 100, CHUNK)
+    first.put(0, b"\xff" * CHUNK)
+    second = Upload(disk, "blob", 80, CHUNK, first)
+    second.put(64, bytes(16))
+    with pytest.raises(TooLate):
+        first.put(64, bytes(36))
+    first.discard()
+    assert second.view().tobytes() == bytes(80)
+    second.discard()
+    assert disk.names() == []
+
+
+def test_no_space_for_a_blob_is_told_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    upload = Upload(LocalDisk(tmp_path), "blob", 100, CHUNK)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(StorageBusy, match="No space"):
+            upload.put(0, bytes(CHUNK))
+    upload.put(0, bytes(CHUNK))  # later there is
+    upload.put(64, bytes(36))
+    assert upload.missing is None
