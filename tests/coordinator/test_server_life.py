@@ -5,6 +5,8 @@ from __future__ import annotations
 import queue
 import signal
 import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -23,6 +25,8 @@ from .serving import Consortium, Server, refused, serving
 pytestmark = pytest.mark.process
 Status = grpc.StatusCode
 Start = Callable[..., AbstractContextManager[Server]]
+
+SERVE = [sys.executable, "-c", "from secagg.cli import main; main()", "serve", "--config"]
 
 
 @pytest.fixture(scope="module")
@@ -199,3 +203,45 @@ def test_credentials_that_cannot_serve(consortium: Consortium, tmp_path: Path) -
             serving(
                 consortium, tmp_path / name, credentials=str(consortium.path(role, name))
             ).__enter__()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_core_file_and_all_descriptors(consortium: Consortium, tmp_path: Path) -> None:
+    """A core would hold revealed shares; a thousand idle connections must not starve the disk."""
+    with serving(consortium, tmp_path) as server:
+        limits = Path(f"/proc/{server.process.pid}/limits").read_text().splitlines()
+    rows = {line[:25].strip(): line[25:].split() for line in limits}
+    assert rows["Max core file size"][:2] == ["0", "0"]
+    soft, hard = rows["Max open files"][:2]
+    assert soft == hard
+
+
+def test_a_second_coordinator_on_one_directory(consortium: Consortium, tmp_path: Path) -> None:
+    with serving(consortium, tmp_path):
+        second = subprocess.run(
+            [*SERVE, str(tmp_path / "c.toml")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert second.returncode == 75
+    assert "[storage-in-use]" in second.stderr
+    assert "Traceback" not in second.stderr
+
+
+def test_damaged_state_is_refused_by_name(consortium: Consortium, tmp_path: Path) -> None:
+    with serving(consortium, tmp_path) as server:
+        server.create("study")
+    anchor = tmp_path / "state" / "journal.head"
+    anchor.write_bytes(bytes(anchor.stat().st_size))
+    refused = subprocess.run(
+        [*SERVE, str(tmp_path / "c.toml")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert refused.returncode == 76
+    assert "journal.head" in refused.stderr
+    assert "Traceback" not in refused.stderr
