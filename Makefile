@@ -38,7 +38,7 @@ simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --seeds 20000 --replay
 
 crash: $(VENV)/.dev
-	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --random 200
+	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --recovery 30 --random 200
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \
