@@ -416,11 +416,21 @@ def parse_table(kind: type[_T], table: dict[str, Any], source: str) -> _T:
             "config-file", f"{source} holds a date, a time or an endless number.", "Quote a name."
         ) from None
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return adapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ConfigError("config-file", f"{source}: {place}: {first['msg']}.") from None
+
+
+def adapter(kind: type[_T]) -> TypeAdapter[_T]:
+    """Return what reads and writes a type; building one costs more than all its uses."""
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+_ADAPTERS: Final[dict[type[Any], TypeAdapter[Any]]] = {}
 
 
 def parse_toml(kind: type[_T], text: str, source: str) -> _T:

@@ -637,23 +637,25 @@ class Session:
     def _abort_attempt(self, live: Attempt, error: RoundAborted) -> None:
         self.last_abort = (self.round, live.number, error)
         self._aborts[live.number] = error
-        self._exclude(error)
+        self._exclude(live, error)
         self._log(
             lambda: records.attempt_aborted(self.round, self._aborts, self._ready, self._excluded),
             clear=True,
         )
         self._drop_attempt()
 
-    def _exclude(self, error: RoundAborted) -> None:
+    def _exclude(self, live: Attempt, error: RoundAborted) -> None:
         """Leave the blamed out of the round's next attempts, unless too few would be left.
 
         Complaints cannot be told from lies, so a liar could have silos excluded one by one; when
-        the floor is near, everybody gets another chance. Whoever is blamed in Unmasking stays in:
-        silos have revealed for these survivors by then and sign no others on this base.
+        the floor is near, everybody gets another chance. In Unmasking silos have revealed for these
+        survivors and sign no others on this base: all survivors stay in, blamed or not, and whoever
+        had dropped out sits the round out.
         """
+        out = {SiloId(name) for name in error.blamed}
         if error.phase == Phase.UNMASKING:
-            return
-        self._excluded |= {SiloId(name) for name in error.blamed}
+            out = set(self.config.silos) - set(live.server.survivors)
+        self._excluded |= out
         if len(self._present()) < self.config.min_cohort:
             self._excluded.clear()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, ValidationError
 
+from secagg.config import adapter
 from secagg.errors import CredentialError
 from secagg.pki.files import MAX_FILE_BYTES
 
@@ -38,7 +39,7 @@ def decode(kind: type[_T], data: bytes, *, code: str, what: str) -> _T:
     if len(data) > MAX_FILE_BYTES:
         raise CredentialError(code, f"This is larger than any {what}.")
     try:
-        return TypeAdapter(kind).validate_json(data)
+        return adapter(kind).validate_json(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -50,11 +51,11 @@ def decode(kind: type[_T], data: bytes, *, code: str, what: str) -> _T:
 def format_of(data: bytes) -> str:
     """What a file says it is; empty if it says nothing. Its reader checks the rest."""
     try:
-        return TypeAdapter(_Header).validate_json(data).format
+        return adapter(_Header).validate_json(data).format
     except ValidationError:
         return ""
 
 
 def encode(value: Any) -> bytes:
     """Write a file: indented, with a final newline."""
-    return TypeAdapter[Any](type(value)).dump_json(value, indent=2) + b"\n"
+    return adapter(type(value)).dump_json(value, indent=2) + b"\n"

@@ -495,3 +495,27 @@ def test_weights_without_an_opening_that_wants_them_go(world: World) -> None:
     upload.put(0, bytes(64))
     world.session.propose_task(silo, world.signed("a"))
     assert not world.path(upload.name).exists()
+
+
+def test_who_dropped_out_before_a_reveal_sits_the_round_out(world: World) -> None:
+    """Silos that revealed sign no other survivors; a cohort with more of them is in vain."""
+    world.start()
+    world.phases(2)
+    world.step("a", "b", "c")
+    world.now += world.config.phase_deadline
+    world.tick()
+    world.step("a", "b", "c")
+    world.tick()
+    world.step("a", "b")  # c is gone: too few have revealed
+    world.now += world.config.phase_deadline
+    world.tick()
+    assert world.session.last_abort[2].phase == "unmasking"
+    for player in world.players.values():
+        player.again()
+    world.ready(fresh=False)
+    restarted(world)
+    world.tick()
+    assert world.session.attempt.descriptor.cohort == ("a", "b", "c")
+    world.phases(5, "a", "b", "c")
+    survivors = [world.players[name] for name in "abc"]
+    np.testing.assert_array_equal(world.sum(1), exact_sum(survivors))
