@@ -31,9 +31,10 @@ from secagg.config import (
     ThresholdRule,
     Weighting,
 )
-from secagg.coordinator.session import Means, Session
+from secagg.coordinator.session import Session
 from secagg.coordinator.spool import Upload
 from secagg.coordinator.sqlite import SqliteJournal
+from secagg.coordinator.standing import Means
 from secagg.coordinator.state import Step
 from secagg.crypto.sign import IdentityKey
 from secagg.disk import LocalDisk

@@ -27,10 +27,10 @@ from grpc_health.v1._async import HealthServicer
 from secagg.config import MAX_CHUNK_BYTES
 from secagg.coordinator.manifests import Manifests
 from secagg.coordinator.servicer import Servicer
-from secagg.coordinator.session import Means
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.settings import Settings
 from secagg.coordinator.sqlite import SqliteJournal
+from secagg.coordinator.standing import Means
 from secagg.coordinator.tls import ServerCertificate
 from secagg.crypto.sign import IdentityKey
 from secagg.disk import LocalDisk

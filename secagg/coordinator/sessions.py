@@ -6,8 +6,10 @@ import threading
 
 from secagg.config import SessionConfig
 from secagg.coordinator.records import parse
-from secagg.coordinator.session import Means, Session
+from secagg.coordinator.retrace import restore
+from secagg.coordinator.session import Session
 from secagg.coordinator.spool import damaged
+from secagg.coordinator.standing import Means
 from secagg.coordinator.state import State
 from secagg.errors import Conflict, MalformedMessage, NotFound, QuotaExceeded
 from secagg.wire import session as wire_session
@@ -37,7 +39,7 @@ class Sessions:
         for session_id, rows in self._means.journal.load().items():
             if not rows or parse(rows[0]).created.session_id != session_id:
                 raise damaged(f"session {session_id.hex()[:8]} has no beginning")
-            self._sessions[session_id] = Session.restore(rows, self._means, now)
+            self._sessions[session_id] = restore(rows, self._means, now)
         folders = {session.folder for session in self._sessions.values()}
         for name in self._means.disk.names("sessions"):
             folder = "/".join(name.split("/")[:2])

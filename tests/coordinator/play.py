@@ -27,7 +27,9 @@ from secagg.config import (
     Weighting,
 )
 from secagg.coordinator.journal import Journal, MemoryJournal
-from secagg.coordinator.session import Means, Session
+from secagg.coordinator.retrace import restore
+from secagg.coordinator.session import Session
+from secagg.coordinator.standing import Means
 from secagg.coordinator.state import Event, State, Step
 from secagg.crypto.digest import vector_digest
 from secagg.crypto.secret import Entropy
@@ -283,7 +285,7 @@ class World:
     def restart(self) -> None:
         """The coordinator's process dies and is started again; the silos notice nothing."""
         rows = self.journal.load()[self.session_id]
-        self.session = self.port.session = Session.restore(rows, self.means, self.now)
+        self.session = self.port.session = restore(rows, self.means, self.now)
 
     def path(self, name: str) -> Path:
         """Where a blob of the coordinator's disk lies."""
@@ -342,7 +344,7 @@ class World:
 
     def start(self, *names: str, task: str = TASK) -> None:
         """Open the task and an attempt at its first round."""
-        if task not in self.session._tasks:
+        if task not in self.session.tasks:
             self.open(task)
         self.ready(*names, task=task)
         if not self.tick():

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from secagg.coordinator.journal import Journal
-from secagg.coordinator.session import Means
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.sqlite import SqliteJournal
+from secagg.coordinator.standing import Means
 from secagg.disk import LocalDisk
 from secagg.errors import StorageDamaged
 

@@ -13,6 +13,7 @@ import pytest
 from secagg.coordinator import session as machine
 from secagg.coordinator.driver import Driver, Stopping
 from secagg.coordinator.records import parse
+from secagg.coordinator.retrace import restore
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.spool import Stored
@@ -43,11 +44,11 @@ def picture(session: Session) -> dict[str, object]:
     return {
         "state": session.state,
         "results": list(session.results),
-        "bases": {task: session.base(task) for task in sorted(session._tasks)},
-        "ready": dict(session._ready),
-        "attempts": session._attempts,
-        "aborts": {n: (e.phase, e.have, e.need, e.blamed) for n, e in session._aborts.items()},
-        "excluded": set(session._excluded),
+        "bases": {task: session.base(task) for task in sorted(session.tasks)},
+        "ready": dict(session.ready_for),
+        "attempts": session.attempts,
+        "aborts": {n: (e.phase, e.have, e.need, e.blamed) for n, e in session.aborts.items()},
+        "excluded": set(session.excluded),
         "descriptor": live and live.descriptor,
         "phase": live and live.server.phase,
         "arrived": live and live.server.phase != "unmasking" and live.server.arrived,
@@ -199,7 +200,7 @@ def test_a_half_made_proposal_is_asked_for_again(world: World) -> None:
 def read_all(session: Session) -> None:
     """Hand out every sum and all initial weights."""
     blobs = [session.sum_blob(number) for number in range(1, session.round)]
-    blobs += [session.weights_blob(name) for name, task in session._tasks.items() if task.weights]
+    blobs += [session.weights_blob(name) for name, task in session.tasks.items() if task.weights]
     for blob in blobs:
         for offset in range(0, blob.stored.size, CHUNK):
             blob.chunk(offset)
@@ -241,10 +242,10 @@ def test_records_that_contradict_each_other_are_refused(world: World) -> None:
         remaining = rows[:left_out] + rows[left_out + 1 :]
         kind = parse(rows[left_out]).WhichOneof("record")
         if kind in ("said_ready", "took_back"):  # as if it had not been said
-            Session.restore(remaining, world.means, world.now)
+            restore(remaining, world.means, world.now)
         else:
             with pytest.raises(StorageDamaged, match="session study"):
-                Session.restore(remaining, world.means, world.now)
+                restore(remaining, world.means, world.now)
 
 
 def test_all_sessions_come_back_and_strangers_go(world: World, tmp_path: Path) -> None:

@@ -22,8 +22,9 @@ from client_sdk.session import Session as SiloSession
 from secagg.config import SiloId
 from secagg.coordinator.calls import METHODS, How, find
 from secagg.coordinator.driver import LONG_POLL_SECONDS
-from secagg.coordinator.session import Means, Session
+from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
+from secagg.coordinator.standing import Means
 from secagg.coordinator.state import State
 from secagg.coordinator.status import status_of
 from secagg.encoding.schema import Schema

@@ -257,7 +257,7 @@ class Witness:
         live, number = session.attempt, len(session.results) + 1
         if live is not None:
             self.attempts.add((live.descriptor.round, live.number))
-        self.aborts.update((number, attempt) for attempt in session._aborts)
+        self.aborts.update((number, attempt) for attempt in session.aborts)
         return picture(session)
 
     def restarted(self, before: dict[str, Any], session: Session, *, amid: str | None) -> None:
@@ -340,15 +340,15 @@ def picture(session: Session) -> dict[str, Any]:
             for phase, messages in live.server._accepted.items()
             if phase is not Phase.UNMASKING
         }
-    aborts = {n: (e.phase, e.have, e.need, e.blamed) for n, e in session._aborts.items()}
+    aborts = {n: (e.phase, e.have, e.need, e.blamed) for n, e in session.aborts.items()}
     results: list[Result] = list(session.results)
     return {
         "state": session.state,
         "results": results,
-        "tasks": {name: task.hash for name, task in session._tasks.items()},
+        "tasks": {name: task.hash for name, task in session.tasks.items()},
         "aborts": aborts,
-        "excluded": set(session._excluded),
-        "ready": dict(session._ready),
+        "excluded": set(session.excluded),
+        "ready": dict(session.ready_for),
         "live": None if live is None else live.number,
         "descriptor": None if live is None else live.descriptor,
         "phase": None if live is None else live.server.phase,
