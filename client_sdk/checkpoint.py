@@ -34,7 +34,7 @@ from client_sdk.progress import log
 from secagg.crypto.secret import Secret
 from secagg.disk import Disk
 from secagg.encoding.codec import Tensors
-from secagg.errors import StorageFailed
+from secagg.errors import StorageBusy, StorageFailed
 
 _FORMAT: Final = 1
 _KEY: Final = "secagg"
@@ -137,8 +137,13 @@ class Checkpoints:
         self._write(name, about, lambda metadata: save(plain, metadata))
 
     def find_update(self, task: str, position: bytes) -> Update | None:
-        """Return the update that was kept for a position."""
-        found = self._read(self._name(task, Kind.UPDATE, position))
+        """Return the update that was kept for a position.
+
+        Raises:
+            StorageFailed, StorageBusy: the disk refuses; it may be there.
+        """
+        name = self._name(task, Kind.UPDATE, position)
+        found = self._parsed(name, self._disk.read(name))
         if found is None:
             return None
         plain = load(found.data)
@@ -178,6 +183,9 @@ class Checkpoints:
         data = None
         with _optional("read"):
             data = self._disk.read(name)
+        return self._parsed(name, data)
+
+    def _parsed(self, name: str, data: bytes | None) -> Found | None:
         if data is None:
             return None
         try:
@@ -228,5 +236,5 @@ def _optional(what: str) -> Iterator[None]:
     """What a restart can do without: a disk that refuses is logged."""
     try:
         yield
-    except StorageFailed as error:
+    except (StorageBusy, StorageFailed) as error:
         log.warning("a checkpoint could not be %s: %s", what, error)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -48,6 +49,7 @@ class FileLedger:
         self._name = name
         self._memory = MemoryLedger()
         self._chain = _UNCHAINED
+        self._sound = False
         self._load()
 
     def record(self, entry: E) -> Recorded[E]:
@@ -56,13 +58,18 @@ class FileLedger:
         Raises:
             StorageFailed: it could not be stored; nothing was recorded.
         """
+        if not self._sound:  # Ctrl-C in an earlier write: only the file knows how far it came
+            self._load()
         self._memory.check(entry)
+        self._sound = False
         table = {"kind": _name(entry), **asdict(entry)}
         text = json.dumps(table, default=bytes.hex).encode().removesuffix(b"}")
         chain = digest(LEDGER, self._chain, text)
         self._disk.append(self._name, b'%b, "hash": "%b"}\n' % (text, chain.hex().encode()))
         self._chain = chain
-        return self._memory.record(entry)
+        recorded = self._memory.record(entry)
+        self._sound = True
+        return recorded
 
     def last_attempt(self, session_id: bytes) -> tuple[int, int]:
         """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
@@ -76,22 +83,31 @@ class FileLedger:
         """Return the reveal on a base, if there was one."""
         return self._memory.revealed(base)
 
-    def opened(self, session_id: bytes, task: str) -> bool:
-        """Return whether an opening of a session's task was taken before."""
-        return self._memory.opened(session_id, task)
+    def last_joined(self, session_id: bytes) -> Joined | None:
+        """Return the newest attempt joined in a session, if there was one."""
+        return self._memory.last_joined(session_id)
+
+    def update_at(self, position: bytes) -> bytes | None:
+        """Return the update that this silo is bound to at a position of a task, if it is."""
+        return self._memory.update_at(position)
+
+    def openings(self, session_id: bytes) -> Mapping[str, bytes]:
+        """Return the hashes of the openings that were taken in a session, by task."""
+        return self._memory.openings(session_id)
 
     def _load(self) -> None:
+        self._memory = MemoryLedger()
+        self._chain = _UNCHAINED
         data = self._disk.read(self._name) or b""
         *lines, tail = data.split(b"\n")
         for number, line in enumerate(lines, start=1):
             self._take(number, line)
-        if not tail:
-            return
-        if _is_torn(tail):
+        if tail and _is_torn(tail):
             self._disk.truncate(self._name, len(data) - len(tail))
-        else:
+        elif tail:
             self._take(len(lines) + 1, tail)
             self._disk.append(self._name, b"\n")
+        self._sound = True
 
     def _take(self, number: int, line: bytes) -> None:
         try:
@@ -122,7 +138,7 @@ def _name(entry: Entry) -> str:
 
 def _entry(table: dict[str, Any]) -> Any:
     kind = _KINDS[table.pop("kind")]
-    for field in ("session_id", "base", "transcript", "task_hash", "update"):
+    for field in ("session_id", "base", "transcript", "task_hash", "position", "update"):
         if field in table:
             table[field] = bytes.fromhex(table[field])
     if kind is Revealed:

@@ -51,6 +51,7 @@ from secagg.errors import (
     StorageInUse,
 )
 from secagg.masking import client, transcript
+from secagg.masking.ledger import check_update
 from secagg.masking.messages import Result
 from secagg.ring.vectors import Vector
 from secagg.wire import attempt as wire
@@ -329,21 +330,24 @@ class Session:
         return self._submit(task, kept)
 
     def _sealed_update(self, task: str, own: Update) -> Update:
-        """Return the update to submit: the kept one where no other can be in a sum any more."""
+        """Return the update to submit: the kept one where this silo is bound to it.
+
+        Raises:
+            PolicyRefused: it is bound to an update that it has lost.
+        """
         position = self._position(task)
-        past = self._ledger.revealed(position)
-        if past is None or past.update == self._digest_of(own):
+        bound = self._ledger.update_at(position)
+        if bound is None or bound == self._digest_of(own):
             return own
         kept = self._checkpoints.find_update(task, position)
-        if kept is None or past.update != self._digest_of(kept):
-            return own  # the survivors' check refuses it
+        check_update(bound, b"" if kept is None else self._digest_of(kept))
         log.warning(
-            "%s %s: a sum with another update of this silo was opened before a restart; that one "
-            "is submitted again, and the tensors given now are not used",
+            "%s %s: another update of this silo was submitted before, and a sum with it may have "
+            "been opened; that one is submitted again, and the tensors given now are not used",
             self.name,
             task,
         )
-        return kept
+        return kept or own
 
     def _encode(self, state: Task, update: Update) -> Vector:
         return state.codec.encode(
@@ -383,9 +387,18 @@ class Session:
             return None
         result = known[state.calls]
         total = self._fetch_sum(state.codec, result)
-        state.calls += 1  # also where the sum turns out to be poisoned: it is this call's result
+        try:
+            outcome = self._outcome(state.codec, result, total)
+        except PoisonedResult:  # this call's result all the same
+            self._give_out(task)
+            raise
+        self._give_out(task)
+        return outcome
+
+    def _give_out(self, task: str) -> None:
+        """Count a result as given out: last, so that what fails before it fails once more."""
         self._checkpoints.move_on(task, self._position(task))
-        return self._outcome(state.codec, result, total)
+        self._tasks[task].calls += 1
 
     def _results_of(self, task: str) -> list[Result]:
         return [result for result in self._results if result.task == task]
@@ -489,8 +502,8 @@ class Session:
         raise ConfigError(
             "ledger-rolled-back",
             f"This silo's update is in round {result.round} of session {self.name}, and its ledger "
-            "knows nothing of it: the state directory is older than the session, or this "
-            "identity is in use elsewhere.",
+            "knows nothing of it: the state directory is older than the session, this identity is "
+            "in use elsewhere, or the coordinator says so falsely.",
             "Run one trainer a silo, on its newest state directory. If that is lost for good, the "
             "operator consents by adding the session's name to repeat_sessions in policy.toml: "
             "a sum that was opened may then be opened again over other silos.",
@@ -508,7 +521,22 @@ class Session:
             for message in reply.results:
                 self._accept(parsed(functools.partial(wire.result_from_wire, message)))
             if not reply.results:
-                return
+                break
+        self._check_past()
+
+    def _check_past(self) -> None:
+        """Refuse a past in which this silo's newest attempt could not have been joined.
+
+        Else one that is made up gives a position that was opened before a fresh name.
+        """
+        session_id = self._membership.member.session_id
+        joined = self._ledger.last_joined(session_id)
+        if joined is None:
+            return
+        lived = self._histories[joined.round - 1 : joined.round]
+        hashes = self._ledger.openings(session_id).values()
+        if joined.base not in {transcript.base_of(h, task) for h in lived for task in hashes}:
+            raise _forked(joined.round - 1)
 
     def _fetch_sum(self, codec: Codec, result: Result) -> Vector:
         data = download(
@@ -560,13 +588,7 @@ class Session:
             return None
         number, past = found.about["round"], [history.hex() for history in self._histories]
         if past[number : number + 1] != [found.about["history"]]:
-            raise FaultyServer(
-                "history-fork",
-                f"The session's results up to round {number} are not those that this silo has "
-                "applied.",
-                "Nothing was sent. Compare with the other silos; the coordinator's operator "
-                "restores its newest state.",
-            )
+            raise _forked(number)
         return found
 
     def keep_local(self, task: str, about: Mapping[str, Any], make: Save) -> None:
@@ -607,6 +629,15 @@ class Session:
     def initial_weights(self, name: str) -> bytearray:
         """Download the agreed initial weights of an open task."""
         return self._tasks.initial_weights(name)
+
+
+def _forked(number: int) -> FaultyServer:
+    return FaultyServer(
+        "history-fork",
+        f"The session's results up to round {number} are not those that this silo has lived.",
+        "Nothing was sent. Compare with the other silos; the coordinator's operator restores its "
+        "newest state.",
+    )
 
 
 def _own_disk(state: Path, held: ExitStack) -> LocalDisk:

@@ -110,6 +110,12 @@ class Tasks:
                     return parsed(lambda: opening_from_wire(reply.opening))  # noqa: B023
                 case "propose":
                     left -= 1
+                    if left < 0:
+                        raise FaultyServer(
+                            "task-propose-again",
+                            f"The coordinator asks for task {own.task} again and again.",
+                            "Nothing was agreed; ask its operator.",
+                        )
                     try:
                         self._propose(own, weights or b"")
                     except CoordinatorRefused as refusal:
@@ -123,7 +129,7 @@ class Tasks:
         Never twice: what a silo holds after it took an opening is trained on its own data.
         """
         membership, member = self._membership, self._membership.member
-        if self._ledger.opened(member.session_id, own.task):
+        if own.task in self._ledger.openings(member.session_id):
             raise FaultyServer(
                 "task-propose-again",
                 f"The coordinator asked for initial weights of task {own.task} a second time.",
@@ -145,6 +151,16 @@ class Tasks:
         opening = signed.opening
         if opening.task != name:
             raise FaultyServer("task-opening", "The coordinator answered with another task.")
+        task_hash = opening.digest(membership.session_hash)
+        if self._ledger.openings(member.session_id).get(name) != task_hash:
+            self._check_proposer(name, signed)
+        codec = Codec(member.session.task(name), opening.schema, len(member.session.silos))
+        self._ledger.record(Opened(member.session_id, name, task_hash))
+        self._known[name] = Task(signed, codec, task_hash)
+
+    def _check_proposer(self, name: str, signed: SignedOpening) -> None:
+        """Check an opening that was not taken before: its proposer may be revoked since."""
+        membership, member = self._membership, self._membership.member
         key = next((k for n, k in member.manifest.silos.items() if n == signed.proposer), None)
         if key is None or signed.proposer not in member.session.silos:
             raise FaultyServer("task-proposer", "A task was opened by nobody of the session.")
@@ -154,10 +170,6 @@ class Tasks:
             raise FaultyServer(
                 "task-signature", f"The opening of task {name} is not its proposer's."
             ) from None
-        codec = Codec(member.session.task(name), opening.schema, len(member.session.silos))
-        task_hash = opening.digest(membership.session_hash)
-        self._ledger.record(Opened(member.session_id, name, task_hash))
-        self._known[name] = Task(signed, codec, task_hash)
 
 
 def own_opening(

@@ -120,6 +120,7 @@ class Round:
     def _check_open(self) -> None:
         if self.settled:
             raise OutOfOrder("round-submitted", f"Round {self.number} was submitted already.")
+        self._training.check(self.number)
 
 
 def rounds(
@@ -159,6 +160,8 @@ class _Training:
         step, weights = self.agreed.step_name, tensors.to_file(own)
         self._state = session.open_task(task, schema, step=step, weights=weights)
         self._begin()
+        self._applied = self._state.calls
+        self._stepping = False
         self.agreed.load_into(own)
         session.on_export(lambda path: tensors.export_model(self._loaded(), path))
 
@@ -172,7 +175,6 @@ class _Training:
         """Take up the newest global weights that were kept, else the agreed initial ones."""
         from client_sdk import tensors
 
-        self._state.calls = 0  # a second rounds() in one process begins anew, like a restart
         found = self.session.find_global(self.task)
         if found is not None:
             if self.agreed.restore(found.data, found.about["optimizer"]):
@@ -180,10 +182,27 @@ class _Training:
                 return
             log.warning("the checkpoint of task %s cannot be taken up; replaying", self.task)
         self.agreed.set(tensors.from_file(bytes(self.session.initial_weights(self.task))))
+        self._state.calls = 0  # a second rounds() in one process begins anew, like a restart
+
+    def check(self, number: int) -> None:
+        """Return if the model has exactly the results before this round in it.
+
+        Raises:
+            OutOfOrder: one was given out and not applied, was applied in part, or is applied by
+                somebody else: a call that failed or was interrupted, ``mean`` on the same task, a
+                later ``rounds``.
+        """
+        if self._stepping or not number - 1 == self._applied == self._state.calls:
+            raise OutOfOrder(
+                "round-lost",
+                f"The model does not stand before round {number} of task {self.task} any more.",
+                "Call session.rounds(model) again: it goes on from what is kept.",
+            )
 
     def rounds(self) -> Iterator[Round]:
         """Yield the rounds that have no result yet; apply every result."""
         for number in range(self._state.calls + 1, self.session.task_rounds(self.task) + 1):
+            self.check(number)
             try:
                 outcome = self.session.replay(self.task)
                 if outcome is None:
@@ -192,6 +211,7 @@ class _Training:
                     if outcome is None:
                         yield current
                         if not current.settled:
+                            self.check(number)
                             outcome = self.session.await_result(self.task)
                 if outcome is not None:
                     self.settle(outcome)
@@ -202,8 +222,11 @@ class _Training:
 
     def settle(self, outcome: Outcome | None) -> None:
         """Apply a round's result, and keep what it leads to; None steps nobody, at all silos."""
+        self._stepping = True
         if outcome is not None:
             self.agreed.step(outcome.tensors)
+        self._applied += 1
+        self._stepping = False
         try:
             optimizer, held = self.agreed.optimizer_state()
         except TypeError as error:

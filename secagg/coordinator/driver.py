@@ -70,7 +70,8 @@ class Driver:
         self._wake.set()
 
     async def wait(self, look: Callable[[], T | None]) -> T | None:
-        """Return what ``look`` finds, at once or on a change; None after 25 s or when stopping."""
+        """Return what ``look`` finds, at once or on a change; None after 25 s or as it stops."""
+        self._check_open()  # who asks again is told to try later, not at once
         self._wake.set()  # a first look may have set a new deadline
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LONG_POLL_SECONDS), self._changed:

@@ -330,7 +330,9 @@ class Session(Standing):
 
     # What silos ask.
 
-    def next(self, silo: SiloId, round_number: int, attempt: int, seen: int) -> Event | None:
+    def next(  # noqa: PLR0911 - one line an answer
+        self, silo: SiloId, round_number: int, attempt: int, seen: int
+    ) -> Event | None:
         """What comes after what a silo has seen; None if nothing has yet.
 
         Args:
@@ -344,6 +346,8 @@ class Session(Standing):
         """
         if seen not in STEPS:
             raise MalformedMessage("step-unknown", f"There is no step {seen}.")
+        if round_number > self.round:
+            raise FaultyClient(silo, "round-unknown", f"There is no round {round_number} yet.")
         if 0 < round_number < self.round:
             return self.results[round_number - 1]
         if self.state is not State.ACTIVE:
@@ -351,6 +355,13 @@ class Session(Standing):
         if round_number == self.round and attempt in self.aborts and seen != Step.LEFT:
             return self.aborts[attempt]
         live = self.attempt
+        if round_number == self.round and attempt > self.attempts and seen != Step.LEFT:
+            return RoundAborted(
+                Phase.ADVERTISE_KEYS,
+                0,
+                self.config.min_cohort,
+                because="The coordinator was set back: it knows of no such attempt.",
+            )
         if live is None or round_number != self.round:
             return None
         if live.number > attempt:

@@ -194,6 +194,8 @@ def admit(descriptor: Descriptor, member: Member, expected: Expected, ledger: Le
         descriptor.attempt,
         descriptor.base,
         tau0,
+        expected.position or expected.base,
+        expected.update,
     )
     return Admitted(_Attempt(member, descriptor, tau0, expected), entry)
 
@@ -517,7 +519,7 @@ def check_survivors(
     names = _check_commits(state, survivors)
     past = ledger.revealed(attempt.position)
     check_differencing(past, names)
-    check_update(past, attempt.expected.update)
+    check_update(past.update if past else None, attempt.expected.update)
     tau3 = transcript.survivors_transcript(state.tau2, survivors.commits)
     signed = attempt.sign(SIGN_CONSISTENCY, tau3, Consistency(attempt.me, _UNSIGNED))
     return SurvivorsSigned(attempt, tau3, state.dealers, names, state.held), signed

@@ -19,6 +19,7 @@ the guarded step demands; it is durable *before* the message that the entry guar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
@@ -28,7 +29,21 @@ from secagg.errors import FaultyServer, PolicyRefused
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The silo is about to advertise keys in this attempt; it joins no attempt twice."""
+    """The silo is about to advertise keys in this attempt; it joins no attempt twice.
+
+    With its first attempt at a position it is bound to its update there, though it may never reveal
+    itself: t others can open a sum that this silo's update is in.
+
+    Args:
+        session: its name.
+        session_id: which session of that name.
+        round: the session's round.
+        attempt: of the round.
+        base: what the round starts from: which past the silo had lived by then.
+        transcript: τ0.
+        position: of the task (``client.Expected.position``).
+        update: keyed digest of this silo's own update.
+    """
 
     session: str
     session_id: bytes
@@ -36,6 +51,8 @@ class Joined:
     attempt: int
     base: bytes
     transcript: bytes
+    position: bytes = b""
+    update: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +101,21 @@ class Ledger(Protocol):
         Raises:
             FaultyServer: an attempt that is not newer than one already joined, or another opening
                 of a task than was taken before.
-            PolicyRefused: a reveal of other survivors on a base than were revealed before.
+            PolicyRefused: a reveal of other survivors on a base than were revealed before, or
+                another update than an attempt at the position was joined with.
         """
         ...
 
     def last_attempt(self, session_id: bytes) -> tuple[int, int]:
         """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
+        ...
+
+    def last_joined(self, session_id: bytes) -> Joined | None:
+        """Return the newest attempt joined in a session, if there was one."""
+        ...
+
+    def update_at(self, position: bytes) -> bytes | None:
+        """Return the update that this silo is bound to at a position of a task, if it is."""
         ...
 
     def session_ids(self, name: str) -> frozenset[bytes]:
@@ -100,8 +126,8 @@ class Ledger(Protocol):
         """Return the reveal on a base, if there was one."""
         ...
 
-    def opened(self, session_id: bytes, task: str) -> bool:
-        """Return whether an opening of a session's task was taken before."""
+    def openings(self, session_id: bytes) -> Mapping[str, bytes]:
+        """Return the hashes of the openings that were taken in a session, by task."""
         ...
 
 
@@ -109,23 +135,25 @@ class MemoryLedger:
     """A ledger that lasts as long as its process: for simulation, and under a durable one."""
 
     def __init__(self) -> None:
-        self._attempts: dict[bytes, tuple[int, int]] = {}
+        self._joined: dict[bytes, Joined] = {}
+        self._updates: dict[bytes, bytes] = {}
         self._sessions: dict[str, frozenset[bytes]] = {}
         self._revealed: dict[bytes, Revealed] = {}
-        self._opened: dict[tuple[bytes, str], bytes] = {}
+        self._openings: dict[bytes, dict[str, bytes]] = {}
 
     def record(self, entry: E) -> Recorded[E]:
         """Check an entry against what is there, and store it."""
         self.check(entry)
         match entry:
             case Joined():
-                self._attempts[entry.session_id] = (entry.round, entry.attempt)
+                self._joined[entry.session_id] = entry
+                self._updates.setdefault(entry.position or entry.base, entry.update)
                 ids = self.session_ids(entry.session) | {entry.session_id}
                 self._sessions[entry.session] = ids
             case Revealed():
                 self._revealed[entry.base] = entry
             case _:
-                self._opened[entry.session_id, entry.task] = entry.task_hash
+                self._openings.setdefault(entry.session_id, {})[entry.task] = entry.task_hash
         return Recorded(entry)
 
     def check(self, entry: Entry) -> None:
@@ -137,11 +165,13 @@ class MemoryLedger:
                         "descriptor-replay",
                         "The attempt is not newer than one already joined.",
                     )
+                check_update(self.update_at(entry.position or entry.base), entry.update)
             case Revealed():
-                check_differencing(self.revealed(entry.base), entry.survivors)
-                check_update(self.revealed(entry.base), entry.update)
+                past = self.revealed(entry.base)
+                check_differencing(past, entry.survivors)
+                check_update(past.update if past else None, entry.update)
             case _:
-                known = self._opened.get((entry.session_id, entry.task), entry.task_hash)
+                known = self.openings(entry.session_id).get(entry.task, entry.task_hash)
                 if known != entry.task_hash:
                     raise FaultyServer(
                         "task-replaced",
@@ -151,7 +181,16 @@ class MemoryLedger:
 
     def last_attempt(self, session_id: bytes) -> tuple[int, int]:
         """Return the highest (round, attempt) joined in a session; (0, 0) for none."""
-        return self._attempts.get(session_id, (0, 0))
+        newest = self._joined.get(session_id)
+        return (newest.round, newest.attempt) if newest else (0, 0)
+
+    def last_joined(self, session_id: bytes) -> Joined | None:
+        """Return the newest attempt joined in a session, if there was one."""
+        return self._joined.get(session_id)
+
+    def update_at(self, position: bytes) -> bytes | None:
+        """Return the update that this silo is bound to at a position of a task, if it is."""
+        return self._updates.get(position)
 
     def session_ids(self, name: str) -> frozenset[bytes]:
         """Return the sessions of this name in which an attempt was joined."""
@@ -161,9 +200,9 @@ class MemoryLedger:
         """Return the reveal on a base, if there was one."""
         return self._revealed.get(base)
 
-    def opened(self, session_id: bytes, task: str) -> bool:
-        """Return whether an opening of a session's task was taken before."""
-        return (session_id, task) in self._opened
+    def openings(self, session_id: bytes) -> Mapping[str, bytes]:
+        """Return the hashes of the openings that were taken in a session, by task."""
+        return self._openings.get(session_id, {})
 
 
 def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> None:
@@ -182,17 +221,16 @@ def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> 
         )
 
 
-def check_update(past: Revealed | None, update: bytes) -> None:
-    """Return if this update may be in a sum after that reveal on the same base.
+def check_update(bound: bytes | None, update: bytes) -> None:
+    """Return if this update may be in a sum where this silo is bound to one.
 
     Raises:
-        PolicyRefused: another update of this silo was: the difference of the two sums would show
-            what changed.
+        PolicyRefused: it is bound to another: the difference of two sums would show what changed.
     """
-    if past is not None and past.update != update:
+    if bound is not None and bound != update:
         raise PolicyRefused(
             "differencing-update",
-            "A sum with another update of this silo was already opened on this base; "
-            "the difference of the two would show what changed.",
+            "Another update of this silo was submitted on this base before, and a sum with it may "
+            "have been opened; the difference of the two would show what changed.",
             "Submit the very same update again, or use a session with other parameters.",
         )

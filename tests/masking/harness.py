@@ -323,10 +323,10 @@ def ledger_snapshot(ledger: Ledger) -> Any:
     """All that a memory ledger holds."""
     assert isinstance(ledger, MemoryLedger)
     return (
-        dict(ledger._attempts),
+        dict(ledger._joined),
         dict(ledger._sessions),
         dict(ledger._revealed),
-        dict(ledger._opened),
+        {k: dict(v) for k, v in ledger._openings.items()},
     )
 
 

@@ -224,7 +224,7 @@ def test_descriptor_of_an_older_round(play: Play) -> None:
 
 def test_joining_is_recorded_before_keys_exist(play: Play) -> None:
     admitted = client.admit(play.descriptor, play.members[ME], play.expected, play.ledgers[ME])
-    assert admitted.entry == Joined("study", SESSION_ID, 1, 1, BASE, play.taus[0])
+    assert admitted.entry == Joined("study", SESSION_ID, 1, 1, BASE, play.taus[0], BASE)
     other = replace(admitted.entry, attempt=2)
     with pytest.raises(OutOfOrder) as caught:
         client.advertise_keys(admitted, Recorded(other), entropy=play.entropy)

@@ -37,12 +37,14 @@ from secagg.errors import (
     InputError,
     OutOfOrder,
     PoisonedResult,
+    PolicyRefused,
     RoundAborted,
     SessionEnded,
+    StorageBusy,
     StorageFailed,
 )
 from secagg.masking import transcript
-from secagg.masking.ledger import Revealed
+from secagg.masking.ledger import Joined
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
@@ -375,9 +377,14 @@ def test_a_disk_that_refuses(
         current.submit(model, weight=1)
     assert caplog.text.count("could not be kept") == 1
     assert "could not be removed" in caplog.text
-    with failing(monkeypatch, world, "read", "sessions"):
+    with failing(monkeypatch, world, "read", "global"):
         assert next(world.join().rounds(model)).number == 2
     assert "could not be read" in caplog.text
+    with (  # it may be there, and no other may take its place
+        failing(monkeypatch, world, "read", "update"),
+        refused(StorageFailed, "storage-failed"),
+    ):
+        next(world.join().rounds(model))
 
 
 KINDS = ["global", "local", "update"]
@@ -529,31 +536,40 @@ def summing(federation: Federation, place: Path, rounds: int = 2) -> World:
     return world
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_sum_that_was_opened_wants_its_own_update_again(
+def bind(session: Session, update: bytes) -> None:
+    """As if an attempt had been joined with this update."""
+    member, task = session._membership.member, session._tasks["statistics"]
+    base, position = session._base(task), session._position("statistics")
+    session._ledger.record(
+        Joined(session.name, member.session_id, 1, 1, base, bytes(32), position, update)
+    )
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_attempt_that_was_joined_wants_its_own_update_again(
     federation: Federation,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    opened: bool,
+    joined: bool,
 ) -> None:
+    """Also where this silo revealed nothing: t others can open a sum that its update is in."""
     world = summing(federation, tmp_path / "kept")
     watch(monkeypatch, world)
     session = world.join()
     with pytest.raises(Died):
         session.sum({"x": np.ones(2)})
     first = world.update
-    if opened:
-        position = session._position("statistics")
-        session._ledger.record(Revealed(position, bytes(32), ALL, first))
-    for value, known in ((2.0, opened), (1.0, True), (3.0, opened)):
+    if joined:
+        bind(session, first)
+    for value, known in ((2.0, joined), (1.0, True), (3.0, joined)):
         with pytest.raises(Died):
             world.join().sum({"x": np.full(2, value)})
         assert (world.update == first) == known
-    assert caplog.text.count("the tensors given now are not used") == (2 if opened else 0)
+    assert caplog.text.count("the tensors given now are not used") == (2 if joined else 0)
 
 
-def test_an_opened_sum_whose_update_is_lost_takes_the_callers_to_be_refused(
+def test_an_attempt_whose_update_is_lost_is_not_joined_with_another(
     federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = summing(federation, tmp_path / "kept")
@@ -562,11 +578,13 @@ def test_an_opened_sum_whose_update_is_lost_takes_the_callers_to_be_refused(
     with pytest.raises(Died):
         session.sum({"x": np.ones(2)})
     first = world.update
-    session._ledger.record(Revealed(session._position("statistics"), bytes(32), ALL, first))
+    bind(session, world.update)
     world.disk.remove("sessions")
-    with pytest.raises(Died):
+    with refused(PolicyRefused, "differencing-update"):
         world.join().sum({"x": np.full(2, 2.0)})
-    assert world.update != first
+    with pytest.raises(Died):  # the same one again
+        world.join().sum({"x": np.ones(2)})
+    assert world.update == first
 
 
 def test_sums_leave_nothing_behind(federation: Federation, tmp_path: Path) -> None:
@@ -697,6 +715,103 @@ def test_a_forked_history_is_refused(world: World) -> None:
     assert len(world.ready_with) == sent
     world.fake.results[:] = lived
     assert next(world.join().rounds(model)).number == 3
+
+
+def test_a_made_up_past_is_refused_without_a_checkpoint(
+    federation: Federation, tmp_path: Path
+) -> None:
+    """Else a position that was opened would get a fresh name, and be opened again."""
+    world = World(federation, tmp_path / "kept", tasks=(make_sum(rounds=3),))
+    world.fake.lies["Next"] = lambda _: api.NextReply(ended="The test is over.")
+    with world.join() as session:
+        session.open_task("statistics", session_module._schema_of({"x": np.ones(2)}))
+        world.fake.release("statistics", {"x": np.ones(2)})
+        session.sum({"x": np.ones(2)})
+        member, task = session._membership.member, session._tasks["statistics"]
+        base, position = session._base(task), session._position("statistics")
+        session._ledger.record(
+            Joined(session.name, member.session_id, 2, 1, base, bytes(32), position, b"u")
+        )
+    world.fake.results.clear()
+    world.fake.history = transcript.first_history(world.fake.session_hash)
+    with world.join() as session, refused(FaultyServer, "history-fork"):  # shorter
+        session.sum({"x": np.ones(2)})
+    world.fake.release("statistics", {"x": np.ones(2)})  # the same sum, of another attempt
+    with world.join() as session, refused(FaultyServer, "history-fork"):
+        session.sum({"x": np.ones(2)})
+    assert "Ready" not in world.fake.methods
+
+
+@pytest.mark.parametrize("where", ["step", "give-out"])
+def test_a_result_that_was_not_applied_stops_the_training(
+    world: World, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Ctrl-C at the wrong moment: the model is not taken for one with all results in it."""
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    model = model_of(1)
+    session = world.join()
+    rounds = session.rounds(model)
+    current = next(rounds)
+    with monkeypatch.context() as patch:
+        if where == "step":
+            patch.setattr(GlobalWeights, "step", interrupt)
+        else:
+            patch.setattr(session_module.Session, "_outcome", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            current.submit(model, weight=1)
+    if where == "step":
+        with refused(OutOfOrder, "round-submitted"):
+            current.submit(model, weight=1)
+        with refused(OutOfOrder, "round-lost"):
+            next(rounds)
+    else:
+        current.submit(model, weight=1)  # nothing was given out: the same result again
+    done = play(session)
+    world.disk.remove("sessions")
+    assert play(world.join()) == done  # a clean replay
+
+
+def test_a_round_kept_after_its_time_is_not_submitted(world: World) -> None:
+    model = model_of(1)
+    rounds = world.join().rounds(model)
+    first = next(rounds)
+    first.submit(model, weight=1)
+    late = next(rounds)
+    next(rounds)  # sat out
+    with refused(OutOfOrder, "round-lost"):
+        late.submit(model, weight=1)
+
+
+def test_a_busy_disk_costs_no_result(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: Any) -> Any:
+        raise StorageBusy("storage-busy", "Too many open files.")
+
+    model = model_of(1)
+    rounds = world.join().rounds(model)
+    current = next(rounds)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalDisk, "names", busy)
+        patch.setattr(Checkpoints, "_write", lambda self, name, *rest: None)
+        current.submit(model, weight=1)
+    assert next(rounds).number == 2
+
+
+def test_an_opening_taken_before_needs_no_proposer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The silo that proposed it may be revoked by now; a silo that knows it comes back."""
+
+    def revoked(*_: Any) -> None:
+        raise FaultyServer("task-proposer", "A task was opened by nobody of the session.")
+
+    world.join().rounds(model_of(1))
+    monkeypatch.setattr(tasks_module.Tasks, "_check_proposer", revoked)
+    world.join().rounds(model_of(1))
+    world.disk.remove("ledger.jsonl")
+    with refused(FaultyServer, "task-proposer"):
+        world.join().rounds(model_of(1))
 
 
 def consenting(world: World) -> None:

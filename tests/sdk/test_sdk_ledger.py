@@ -7,6 +7,7 @@ import errno
 import json
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def written(disk: LocalDisk) -> bytes:
 def knows(ledger: FileLedger) -> tuple[bool, bool, bool]:
     """Which of the three entries a ledger has."""
     return (
-        ledger.opened(ID, "training"),
+        "training" in ledger.openings(ID),
         ledger.last_attempt(ID) == (2, 3),
         ledger.revealed(BASE) == REVEALED,
     )
@@ -342,3 +343,23 @@ def test_a_refused_profile_leaves_no_ledger_locked(
         with refused(CredentialError, "certificate-expired"):
             client_sdk.join(name, profile=profile)
     client_sdk.join(name, profile=profile).close()
+
+
+@pytest.mark.parametrize("written", [0, 10, None])
+def test_an_interrupted_write_is_looked_up(tmp_path: Path, written: int | None) -> None:
+    """Ctrl-C in a notebook: the file alone knows how much of the entry is there."""
+    disk = LocalDisk(tmp_path)
+    ledger = FileLedger(disk)
+    ledger.record(JOINED)
+    append = disk.append
+
+    def interrupted(name: str, data: bytes) -> None:
+        append(name, data[:written])
+        raise KeyboardInterrupt
+
+    disk.append = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        ledger.record(replace(JOINED, round=3))
+    disk.append = append  # type: ignore[method-assign]
+    ledger.record(replace(JOINED, round=4))
+    assert FileLedger(disk).last_attempt(ID) == (4, 3)
