@@ -16,7 +16,7 @@ from secagg.config import SiloId
 from secagg.disk import LocalDisk
 from secagg.errors import PolicyRefused
 from secagg.masking import client, ledger, transcript
-from secagg.masking.ledger import Ledger, Revealed
+from secagg.masking.ledger import Ledger, MemoryLedger, Revealed
 from secagg.masking.messages import Signatures
 from secagg.ring.vectors import Vector
 from secagg.simulation import Federation
@@ -81,6 +81,31 @@ def test_retry_with_one_silo_fewer_after_a_restart(tmp_path: Path) -> None:
     assert same(*attack(tmp_path / "kept", tmp_path / "lost"))  # a ledger that was not kept
     with refused("differencing", PolicyRefused):
         attack(tmp_path / "ours", tmp_path / "ours")
+
+
+def test_changed_update_of_a_silo_that_never_revealed() -> None:
+    """t others open a sum that A is in; what A remembers of its own reveals forbids it nothing."""
+
+    def attack() -> tuple[Vector, Vector]:
+        federation, before = Federation(FIVE), small_vectors(FIVE)
+        after = {**before, A: small_vectors((A,))[A]}
+        sums = []
+        for number, vectors in ((1, before), (2, after)):
+            attempt = Attempt(federation, number=number, vectors=vectors)
+            update = number.to_bytes()
+            attempt.expected[A] = replace(attempt.expected[A], update=update)
+            attempt.to_masked()
+            survivors = attempt.survivors(*FIVE)
+            signed = Signatures(tuple(attempt.tell(name, survivors) for name in FIVE))
+            for name in REST:
+                attempt.tell(name, signed)
+            sums.append(attempt.total(FIVE))
+        return sums[1] - sums[0], after[A] - before[A]
+
+    with weakened(MemoryLedger, "update_at", lambda *_: None):  # bound by its own reveal alone
+        assert same(*attack())
+    with refused("differencing-update", PolicyRefused):
+        attack()
 
 
 def test_three_cohorts() -> None:
