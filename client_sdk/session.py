@@ -11,7 +11,6 @@ that replays other sums to different silos gets noise from the next round.
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -29,10 +28,11 @@ from client_sdk.channel import POLL_SECONDS, Channel
 from client_sdk.checkpoint import Checkpoints, Found, Save, Update
 from client_sdk.ledger import FileLedger
 from client_sdk.membership import Membership
+from client_sdk.past import Past
 from client_sdk.profile import Profile, load_profile
 from client_sdk.progress import Progress, log
 from client_sdk.tasks import Task, Tasks, own_opening
-from client_sdk.transfer import download, parsed
+from client_sdk.transfer import download
 from secagg.config import Weighting
 from secagg.crypto.kdf import derive
 from secagg.crypto.labels import CHECKPOINT, UPDATE, enc, u64
@@ -42,7 +42,6 @@ from secagg.encoding.codec import Aggregate, Codec, Tensors
 from secagg.encoding.schema import Schema
 from secagg.errors import (
     ConfigError,
-    FaultyServer,
     InputError,
     MalformedMessage,
     PoisonedResult,
@@ -50,11 +49,10 @@ from secagg.errors import (
     StaleModel,
     StorageInUse,
 )
-from secagg.masking import client, transcript
+from secagg.masking import client
 from secagg.masking.ledger import check_update
 from secagg.masking.messages import Result
 from secagg.ring.vectors import Vector
-from secagg.wire import attempt as wire
 from secagg.wire._pb import service_pb2 as api
 
 if TYPE_CHECKING:
@@ -136,7 +134,6 @@ class Session:
         self.name = name
         self._profile = profile
         self._entropy = entropy
-        self._results: list[Result] = []
         self._export: Callable[[Path], None] | None = None
         self._open = True
         self._channel = Channel(profile) if channel is None else channel  # dials nobody yet
@@ -146,7 +143,7 @@ class Session:
             self._ledger = FileLedger(kept)
             self._membership = Membership(name, profile, self._channel, self._ledger)
             self._tasks = Tasks(self._membership, self._channel, self._ledger)
-            self._histories = [transcript.first_history(self._membership.session_hash)]
+            self._past = Past(self._membership, self._channel, self._tasks, self._ledger)
             session_id = self._membership.member.session_id
             self._checkpoints = Checkpoints(kept, session_id, self._derive(CHECKPOINT))
             self._held = held.pop_all()
@@ -181,7 +178,7 @@ class Session:
     @property
     def rounds_done(self) -> int:
         """How many results of the session this silo knows."""
-        return len(self._results)
+        return len(self._past.results)
 
     def mean(
         self,
@@ -314,7 +311,7 @@ class Session:
         update = self._sealed_update(task, own)
         if update is not own:
             return self._submit(task, update)
-        self._checkpoints.keep_update(task, self._position(task), own)
+        self._checkpoints.keep_update(task, self._past.position(task), own)
         return self._submit(task, own, vector)
 
     def resubmit(self, task: str) -> Outcome | None:
@@ -323,7 +320,7 @@ class Session:
         Raises:
             As ``mean``.
         """
-        kept = self._checkpoints.find_update(task, self._position(task))
+        kept = self._checkpoints.find_update(task, self._past.position(task))
         if kept is None:
             return None
         log.info("%s %s: the update from before the restart is submitted again", self.name, task)
@@ -335,7 +332,7 @@ class Session:
         Raises:
             PolicyRefused: it is bound to an update that it has lost.
         """
-        position = self._position(task)
+        position = self._past.position(task)
         bound = self._ledger.update_at(position)
         if bound is None or bound == self._digest_of(own):
             return own
@@ -377,12 +374,12 @@ class Session:
 
     def replay(self, task: str) -> Outcome | None:
         """Return the task's next result if the session has released it already."""
-        self._sync()
+        self._past.sync()
         return self._next_outcome(task)
 
     def _next_outcome(self, task: str) -> Outcome | None:
         state = self._tasks[task]
-        known = self._results_of(task)
+        known = self._past.of(task)
         if state.calls >= len(known):
             return None
         result = known[state.calls]
@@ -397,11 +394,8 @@ class Session:
 
     def _give_out(self, task: str) -> None:
         """Count a result as given out: last, so that what fails before it fails once more."""
-        self._checkpoints.move_on(task, self._position(task))
+        self._checkpoints.move_on(task, self._past.position(task))
         self._tasks[task].calls += 1
-
-    def _results_of(self, task: str) -> list[Result]:
-        return [result for result in self._results if result.task == task]
 
     def await_result(self, task: str) -> Outcome:
         """Sit a round out and return its result.
@@ -412,7 +406,7 @@ class Session:
         while (outcome := self.replay(task)) is None:
             request = api.NextRequest(
                 session_id=self._membership.member.session_id,
-                round=len(self._results) + 1,
+                round=len(self._past.results) + 1,
                 attempt=2**32 - 1,
                 seen=api.STEP_LEFT,
             )
@@ -443,9 +437,9 @@ class Session:
         self, task: str, encode: Callable[[], Vector], update: bytes, progress: Progress
     ) -> Outcome | None:
         """Take part in the session's next round; None if its result was another task's."""
-        stood = len(self._results)
-        base = self._base(self._tasks[task])
-        expected = client.Expected(task, stood + 1, base, self._position(task), update)
+        stood = len(self._past.results)
+        base = self._past.base(task)
+        expected = client.Expected(task, stood + 1, base, self._past.position(task), update)
         submission = Submission(
             self._channel,
             self._membership.refresh,
@@ -459,84 +453,14 @@ class Session:
             concluded = submission.run(self._membership.member.session.max_attempts)
         except (StaleModel, SessionEnded):  # a round released meanwhile may be ours, too
             missed = self.replay(task)
-            if missed is None and len(self._results) == stood:
+            if missed is None and len(self._past.results) == stood:
                 raise
             return missed
         except BaseException:  # Ctrl-C, too: no attempt is to wait for this silo
             self._leave()
             raise
-        self._accept(concluded.result, concluded.state)
+        self._past.accept(concluded.result, concluded.state)
         return self._next_outcome(task)
-
-    def _base(self, state: Task) -> bytes:
-        return transcript.base_of(self._histories[-1], state.hash)
-
-    def _position(self, task: str) -> bytes:
-        """Which result of a task the session is to release next."""
-        state = self._tasks[task]
-        return transcript.position_of(state.hash, state.released)
-
-    def _accept(self, result: Result, seen: client.Watched | None = None) -> None:
-        """Check a signed result against this silo's history, and move the history on."""
-        if result.task not in {task.name for task in self._membership.member.session.tasks}:
-            raise FaultyServer("result-task", "A result is of no task of the session.")
-        task = self._tasks.meet(result.task)
-        if len(task.released) >= self.task_rounds(result.task):
-            raise FaultyServer("result-rounds", "A task has more results than its session allows.")
-        base = self._base(task)
-        expected = client.Expected(result.task, len(self._results) + 1, base)
-        tau4 = client.check_result(result, self._membership.member, expected, seen)
-        self._check_memory(result)
-        self._results.append(result)
-        task.released.append(tau4)
-        self._histories.append(transcript.next_history(self._histories[-1], tau4))
-
-    def _check_memory(self, result: Result) -> None:
-        """Refuse to go on with a ledger that has not lived through this silo's own rounds."""
-        member = self._membership.member
-        joined, _ = self._ledger.last_attempt(member.session_id)
-        if self.silo not in result.survivors or joined >= result.round:
-            return
-        if self.name in member.policy.repeat_sessions:
-            return
-        raise ConfigError(
-            "ledger-rolled-back",
-            f"This silo's update is in round {result.round} of session {self.name}, and its ledger "
-            "knows nothing of it: the state directory is older than the session, this identity is "
-            "in use elsewhere, or the coordinator says so falsely.",
-            "Run one trainer a silo, on its newest state directory. If that is lost for good, the "
-            "operator consents by adding the session's name to repeat_sessions in policy.toml: "
-            "a sum that was opened may then be opened again over other silos.",
-        )
-
-    def _sync(self) -> None:
-        while True:
-            reply = self._channel.call(
-                "ListResults",
-                api.ListResultsRequest(
-                    session_id=self._membership.member.session_id, after=len(self._results)
-                ),
-                api.ListResultsReply,
-            )
-            for message in reply.results:
-                self._accept(parsed(functools.partial(wire.result_from_wire, message)))
-            if not reply.results:
-                break
-        self._check_past()
-
-    def _check_past(self) -> None:
-        """Refuse a past in which this silo's newest attempt could not have been joined.
-
-        Else one that is made up gives a position that was opened before a fresh name.
-        """
-        session_id = self._membership.member.session_id
-        joined = self._ledger.last_joined(session_id)
-        if joined is None:
-            return
-        lived = self._histories[joined.round - 1 : joined.round]
-        hashes = self._ledger.openings(session_id).values()
-        if joined.base not in {transcript.base_of(h, task) for h in lived for task in hashes}:
-            raise _forked(joined.round - 1)
 
     def _fetch_sum(self, codec: Codec, result: Result) -> Vector:
         data = download(
@@ -571,8 +495,8 @@ class Session:
     def keep_global(self, task: str, about: Mapping[str, Any], make: Save) -> None:
         """Keep what all results of a task that were given out so far have led to."""
         given = self._tasks[task].calls
-        number = self._results_of(task)[given - 1].round
-        place = {"results": given, "round": number, "history": self._histories[number].hex()}
+        number = self._past.of(task)[given - 1].round
+        place = {"results": given, "round": number, "history": self._past.histories[number].hex()}
         self._checkpoints.keep_global(task, {**about, **place}, make)
 
     def find_global(self, task: str) -> Found | None:
@@ -581,14 +505,12 @@ class Session:
         Raises:
             FaultyServer: the coordinator shows another past than this silo has lived.
         """
-        self._sync()
-        self._checkpoints.move_on(task, self._position(task))
+        self._past.sync()
+        self._checkpoints.move_on(task, self._past.position(task))
         found = self._checkpoints.find_global(task)
         if found is None:
             return None
-        number, past = found.about["round"], [history.hex() for history in self._histories]
-        if past[number : number + 1] != [found.about["history"]]:
-            raise _forked(number)
+        self._past.check(found.about["round"], found.about["history"])
         return found
 
     def keep_local(self, task: str, about: Mapping[str, Any], make: Save) -> None:
@@ -601,8 +523,7 @@ class Session:
 
     def _training(self, task: str) -> bytes:
         """The position that is trained for: other calls may have seen its result by now."""
-        state = self._tasks[task]
-        return transcript.position_of(state.hash, state.released[: state.calls])
+        return self._past.position(task, self._tasks[task].calls)
 
     # Tasks.
 
@@ -629,15 +550,6 @@ class Session:
     def initial_weights(self, name: str) -> bytearray:
         """Download the agreed initial weights of an open task."""
         return self._tasks.initial_weights(name)
-
-
-def _forked(number: int) -> FaultyServer:
-    return FaultyServer(
-        "history-fork",
-        f"The session's results up to round {number} are not those that this silo has lived.",
-        "Nothing was sent. Compare with the other silos; the coordinator's operator restores its "
-        "newest state.",
-    )
 
 
 def _own_disk(state: Path, held: ExitStack) -> LocalDisk:

@@ -249,7 +249,7 @@ def test_transient_faults_are_retried(federation: Federation, flaky: list[Fault]
 
 def test_a_busy_coordinator_is_asked_again(session: Session, flaky: list[Fault]) -> None:
     flaky += [Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "Concurrent RPC limit exceeded!")]
-    session._sync()
+    session._past.sync()
 
 
 def test_faults_in_every_call_of_a_round(
@@ -308,7 +308,7 @@ def test_refusals_are_not_retried(
 ) -> None:
     flaky.append(fault)
     with refused(kind, code):
-        session._sync()
+        session._past.sync()
 
 
 def test_a_coordinator_that_goes_away_for_good(
@@ -317,7 +317,7 @@ def test_a_coordinator_that_goes_away_for_good(
     monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
     flaky.append(Fault(UNAVAILABLE, "gone"))
     with refused(CoordinatorUnreachable, "coordinator-unreachable"):
-        session._sync()
+        session._past.sync()
 
 
 def test_leaving_a_coordinator_that_is_gone(session: Session, flaky: list[Fault]) -> None:

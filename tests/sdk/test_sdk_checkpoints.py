@@ -454,10 +454,10 @@ def test_a_damaged_checkpoint_costs_time_alone(
     session.open_task(
         "training", wire_session.opening_from_wire(world.fake.openings["training"]).opening.schema
     )
-    session._sync()
+    session._past.sync()
     task = session._tasks["training"]
     task.calls = 1
-    position = session._position("training")
+    position = session._past.position("training")
     find = {
         "global": lambda: session._checkpoints.find_global("training"),
         "local": lambda: session._checkpoints.find_local("training", position),
@@ -538,8 +538,8 @@ def summing(federation: Federation, place: Path, rounds: int = 2) -> World:
 
 def bind(session: Session, update: bytes) -> None:
     """As if an attempt had been joined with this update."""
-    member, task = session._membership.member, session._tasks["statistics"]
-    base, position = session._base(task), session._position("statistics")
+    member = session._membership.member
+    base, position = session._past.base("statistics"), session._past.position("statistics")
     session._ledger.record(
         Joined(session.name, member.session_id, 1, 1, base, bytes(32), position, update)
     )
@@ -727,8 +727,8 @@ def test_a_made_up_past_is_refused_without_a_checkpoint(
         session.open_task("statistics", session_module._schema_of({"x": np.ones(2)}))
         world.fake.release("statistics", {"x": np.ones(2)})
         session.sum({"x": np.ones(2)})
-        member, task = session._membership.member, session._tasks["statistics"]
-        base, position = session._base(task), session._position("statistics")
+        member = session._membership.member
+        base, position = session._past.base("statistics"), session._past.position("statistics")
         session._ledger.record(
             Joined(session.name, member.session_id, 2, 1, base, bytes(32), position, b"u")
         )
@@ -747,6 +747,7 @@ def test_a_result_that_was_not_applied_stops_the_training(
     world: World, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """Ctrl-C at the wrong moment: the model is not taken for one with all results in it."""
+
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 

@@ -612,10 +612,10 @@ def test_another_tasks_made_up_results_do_not_move_what_the_ledger_remembers(
     fake.openings["other"] = _opened(fake, session)
     state = session._tasks["statistics"]
     before = transcript.position_of(state.hash, state.released)
-    base = session._base(state)
+    base = session._past.base(state.signed.opening.task)
     fake.release("other", {"x": np.full(3, 2.0)})
-    session._sync()
-    assert session._base(state) != base
+    session._past.sync()
+    assert session._past.base(state.signed.opening.task) != base
     assert transcript.position_of(state.hash, state.released) == before
 
 
@@ -624,7 +624,7 @@ def test_more_results_than_the_session_allows(session: Session, fake: FakeChanne
     for _ in range(session.task_rounds("statistics") + 1):
         fake.release("statistics", X)
     with refused(FaultyServer, "result-rounds"):
-        session._sync()
+        session._past.sync()
 
 
 def test_initial_weights_are_proposed_once(session: Session, fake: FakeChannel) -> None:

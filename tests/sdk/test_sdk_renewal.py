@@ -459,7 +459,7 @@ def test_joining_warns_at_once(
         assert caplog.records == []
         renew(authority_of_all, place, days=9)
         with client_sdk.join(name, profile=place) as session:
-            session._sync()
+            session._past.sync()
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("client_sdk", logging.WARNING)
     assert "secagg://hospitals/silo/a ends in 8 days" in record.getMessage()
@@ -609,7 +609,7 @@ def test_the_coordinator_s_clock_counts_too(
 
         def refusal() -> SecaggError | None:
             try:
-                session._sync()
+                session._past.sync()
             except SecaggError as error:
                 return error
             return None
@@ -618,9 +618,9 @@ def test_the_coordinator_s_clock_counts_too(
         assert (type(found), found.code) == (CredentialError, "identity-expired")
         session._channel._now = utc_now
         with refused(CredentialError, "certificate-expired"):
-            session._sync()
+            session._past.sync()
         renew(authority_of_all, place, "b")
-        session._sync()
+        session._past.sync()
 
 
 def test_a_revoked_silo_is_out_with_its_next_call(tmp_path: Path) -> None:
@@ -633,10 +633,10 @@ def test_a_revoked_silo_is_out_with_its_next_call(tmp_path: Path) -> None:
         own.install_manifest("coordinator")
         begin = time.monotonic()
         with refused(CredentialError, "identity-revoked"):
-            sessions["d"]._sync()
+            sessions["d"]._past.sync()
         assert time.monotonic() - begin < 10
         for silo in "abc":
-            sessions[silo]._sync()
+            sessions[silo]._past.sync()
         for session in sessions.values():
             session.close()
     finally:
