@@ -118,7 +118,7 @@ def revealed_shares_in_the_journal(patch: pytest.MonkeyPatch) -> None:
         new = send(self, message, round_number, attempt)
         if new and hasattr(message, "shares"):
             for share in message.shares:
-                self._means.disk.replace(f"{self.folder}/notes", share.share.reveal())
+                self.means.disk.replace(f"{self.folder}/notes", share.share.reveal())
         return new
 
     patch.setattr(Session, "send", tells)
