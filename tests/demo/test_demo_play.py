@@ -17,12 +17,15 @@ from secagg.wire._pb import service_pb2 as api
 SILOS = ["silo-1", "silo-2", "silo-3", "silo-4"]
 
 
-@pytest.fixture(scope="module")
-def measured() -> dict[str, Any]:
+@pytest.fixture(scope="module", params=[[], ["--kill-coordinator"]], ids=["plain", "killed"])
+def measured(request: pytest.FixtureRequest) -> dict[str, Any]:
     command = [sys.executable, "-c", "from secagg.cli import main; main()", "demo", "--json"]
+    command += request.param
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)  # one object and nothing else
+    found: dict[str, Any] = json.loads(done.stdout)  # one object and nothing else
+    assert [r["round"] for r in found["coordinator_restarts"]] == ([3] if request.param else [])
+    return found
 
 
 def test_what_the_demo_measures(measured: dict[str, Any]) -> None:
