@@ -357,18 +357,13 @@ class Session:
         return derive(identity, salt=b"", label=label, parties=(self.silo,), size=32)
 
     def _digest_of(self, update: Update) -> bytes:
-        return self._update_digest(update.tensors, update.weight, update.metrics)
-
-    def _update_digest(
-        self, tensors: Tensors, weight: float, metrics: Mapping[str, float]
-    ) -> bytes:
         """Recognise an update without telling it: keyed by this silo's identity key."""
         hasher = blake3(key=self._derive(UPDATE).reveal())
-        for name in sorted(tensors):
-            array = np.ascontiguousarray(tensors[name])
+        for name in sorted(update.tensors):
+            array = np.ascontiguousarray(update.tensors[name])
             hasher.update(enc(name.encode(), array.dtype.str.encode(), u64(array.nbytes)))
             hasher.update(array.reshape(-1).view(np.uint8).data)
-        numbers = [weight, *(metrics[name] for name in sorted(metrics))]
+        numbers = [update.weight, *(update.metrics[name] for name in sorted(update.metrics))]
         hasher.update(enc(*(float(number).hex().encode() for number in numbers)))
         return hasher.digest()
 

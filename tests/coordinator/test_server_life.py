@@ -216,15 +216,15 @@ def test_no_core_file_and_all_descriptors(consortium: Consortium, tmp_path: Path
     assert soft == hard
 
 
+def start_again(directory: Path) -> subprocess.CompletedProcess[str]:
+    """Start a coordinator, in vain, on the state of the one that was served there."""
+    command = [*SERVE, str(directory / "c.toml")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
 def test_a_second_coordinator_on_one_directory(consortium: Consortium, tmp_path: Path) -> None:
     with serving(consortium, tmp_path):
-        second = subprocess.run(
-            [*SERVE, str(tmp_path / "c.toml")],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        second = start_again(tmp_path)
     assert second.returncode == 75
     assert "[storage-in-use]" in second.stderr
     assert "Traceback" not in second.stderr
@@ -235,13 +235,7 @@ def test_damaged_state_is_refused_by_name(consortium: Consortium, tmp_path: Path
         server.create("study")
     anchor = tmp_path / "state" / "journal.head"
     anchor.write_bytes(bytes(anchor.stat().st_size))
-    refused = subprocess.run(
-        [*SERVE, str(tmp_path / "c.toml")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    refused = start_again(tmp_path)
     assert refused.returncode == 76
     assert "journal.head" in refused.stderr
     assert "Traceback" not in refused.stderr

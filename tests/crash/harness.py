@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -162,7 +163,7 @@ def free_port() -> int:
     raise AssertionError("no free port")
 
 
-class Process:
+class Process(ABC):
     """A process that is started again at once when it is killed.
 
     Args:
@@ -236,8 +237,9 @@ class Process:
             self.failure = f"exit {code}: {self.log.read_text()[-1500:]}"
         return code == -signal.SIGKILL
 
+    @abstractmethod
     def _begun(self, process: subprocess.Popen[bytes], began: float) -> None:
-        raise NotImplementedError
+        """Wait until it is at work, or gone."""
 
 
 class Coordinator(Process):

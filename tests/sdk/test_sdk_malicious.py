@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from client_sdk import tensors
+from client_sdk.checkpoint import Update
 from client_sdk.session import Session
 from secagg.crypto.digest import vector_digest
 from secagg.encoding.schema import Schema
@@ -642,10 +643,10 @@ def test_initial_weights_are_proposed_once(session: Session, fake: FakeChannel) 
 def test_one_position_opens_one_update(session: Session) -> None:
     """The ledger tells a changed update by its keyed digest, whatever the survivors are."""
     digests = {
-        session._update_digest({"x": np.array(value)}, weight, {})
+        session._digest_of(Update({"x": np.array(value)}, weight, {}))
         for value, weight in (([1.0, 2.0], 1.0), ([1.0, 3.0], 1.0), ([1.0, 2.0], 2.0))
     }
     assert len(digests) == 3
-    same = session._update_digest({"x": np.array([1.0, 2.0])}, 1.0, {})
+    same = session._digest_of(Update({"x": np.array([1.0, 2.0])}, 1.0, {}))
     assert same in digests
     assert len(same) == 32
