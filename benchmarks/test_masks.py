@@ -17,7 +17,7 @@ from secagg.config import MaskPrg
 from secagg.crypto.prg import key_bytes
 from secagg.crypto.secret import Secret
 from secagg.ring.expand import TILE_BYTES, Mask, apply_masks
-from secagg.ring.vectors import Ring
+from secagg.ring.vectors import PowerRing
 
 LENGTH = 2**22
 MASKS = 8
@@ -40,7 +40,7 @@ def test_floor_openssl_keystream(benchmark: BenchmarkFixture) -> None:
 @pytest.mark.parametrize("prg", list(MaskPrg))
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_apply_masks(benchmark: BenchmarkFixture, prg: MaskPrg, bits: int) -> None:
-    ring = Ring(bits)  # type: ignore[arg-type]
+    ring = PowerRing(bits)  # type: ignore[arg-type]
     length = LENGTH * 32 // bits  # as many bytes of keystream for every word size
     masks = [Mask(Secret(os.urandom(key_bytes(prg))), add=i % 2 == 0) for i in range(MASKS)]
     vector = ring.zeros(length)

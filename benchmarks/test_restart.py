@@ -47,11 +47,11 @@ from secagg.pki.authority import Authority
 from secagg.pki.credentials import load_credentials
 from secagg.pki.enrolment import create_request, install_bundle
 from secagg.pki.names import Role
-from secagg.ring.vectors import Ring
+from secagg.ring.vectors import PowerRing
 from secagg.wire.session import SignedOpening
 
 SILOS, PARAMETERS = 32, 10**6
-RING = Ring(32)
+RING = PowerRing(32)
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def _spool_a_round(root: Path, journal: SqliteJournal) -> None:
     identity = coordinator.identity_key
     assert identity is not None
     names = tuple(sorted(manifest.silos))
-    task = TaskConfig("training", Weighting.SUM, 1, 32, 1.0, Clip.NONE, 1.0)
+    task = TaskConfig("training", Weighting.SUM, 1, 1.0, Clip.NONE, 1.0, 32)
     config = SessionConfig(
         "bench",
         "bench",

@@ -16,7 +16,7 @@ from secagg.simulation import Federation
 
 @pytest.mark.benchmark(group="encoding")
 def test_encode_a_million(benchmark: BenchmarkFixture) -> None:
-    task = TaskConfig("training", Weighting.MEAN, 1, 32, 1.0, Clip.NONE, 1000.0)
+    task = TaskConfig("training", Weighting.MEAN, 1, 1.0, Clip.NONE, 1000.0, 32)
     tensors = {"w": np.random.default_rng(0).uniform(-1, 1, 10**6).astype(np.float32)}
     codec = Codec(task, Schema.of(tensors), 4)
     vector = benchmark(codec.encode, tensors, weight=1000.0, metrics={}, entropy=os.urandom)

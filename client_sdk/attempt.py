@@ -10,12 +10,13 @@ the revealed shares, which it never stores: it refuses the one and asks for the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias, TypeVar
 
 from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
 from client_sdk.progress import Progress, log
 from client_sdk.transfer import upload
+from secagg.ckks.keyring import HeldKey
 from secagg.config import Phase
 from secagg.crypto.secret import Entropy
 from secagg.errors import (
@@ -39,10 +40,11 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.server import ClientMessage
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import Vector, ring_of
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.attempt import key_to_wire
 
 S = TypeVar("S")
 UPLOADS: Final = 5
@@ -74,7 +76,9 @@ class Submission:
         member: gives who this silo is, with the newest manifest, for each attempt.
         expected: task, round and base that the update was made for.
         ledger: the silo's.
-        encode: gives the encoded update, freshly rounded, for each attempt.
+        key: gives the key for each attempt, where the session seals.
+        encode: gives the encoded update, freshly rounded or sealed, for each attempt, and the seed
+            of its c1 if it is sealed.
         entropy: source of keys and seeds.
         progress: where to say what happens.
     """
@@ -83,7 +87,8 @@ class Submission:
     member: Callable[[], client.Member]
     expected: client.Expected
     ledger: Ledger
-    encode: Callable[[], Vector]
+    key: Callable[[], HeldKey | None]
+    encode: Callable[[HeldKey | None], tuple[Vector, bytes]]
     entropy: Entropy
     progress: Progress
     refusal: SecaggError | None = field(default=None, init=False)
@@ -97,6 +102,7 @@ class Submission:
             FaultyServer, PolicyRefused: this silo refused the last of them, for this reason.
             SessionEnded: the session is over.
             StaleModel: the update's base is not the session's.
+            StaleKey: the update's key is not the session's newest.
         """
         for _ in range(max_attempts):
             concluded = self._attempt()
@@ -107,8 +113,13 @@ class Submission:
 
     def _attempt(self) -> Concluded | None:
         member = self.member()
+        key = self.key()  # fit for the members as they are now
+        self.expected = replace(self.expected, key=None if key is None else key.name)
         ready = api.ReadyRequest(
-            session_id=member.session_id, task=self.expected.task, base=self.expected.base
+            session_id=member.session_id,
+            task=self.expected.task,
+            base=self.expected.base,
+            key=key_to_wire(self.expected.key),
         )
         self.progress.say("ready, waiting for the cohort")
         joined = self._joined(member)
@@ -118,7 +129,7 @@ class Submission:
             if isinstance(event, Result):
                 return Concluded(event, None)
             if isinstance(event, Descriptor):
-                return _Attempt(self, member, event).run()
+                return _Attempt(self, member, key, event).run()
             if event is not None:
                 raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
 
@@ -132,6 +143,7 @@ class Submission:
             round=self.expected.round,
             attempt=attempt,
             seen=seen,
+            key=key_to_wire(self.expected.key),
         )
         reply = self.channel.call("Next", request, api.NextReply, seconds=POLL_SECONDS)
         try:
@@ -144,10 +156,15 @@ class _Attempt:
     """This silo in one attempt."""
 
     def __init__(
-        self, submission: Submission, member: client.Member, descriptor: Descriptor
+        self,
+        submission: Submission,
+        member: client.Member,
+        key: HeldKey | None,
+        descriptor: Descriptor,
     ) -> None:
         self._submission = submission
         self._member = member
+        self._key = key
         self._descriptor = descriptor
         self._state: object | None = None
         self._unmasking: Unmasking | None = None
@@ -202,13 +219,19 @@ class _Attempt:
                     admitted, recorded, entropy=submission.entropy
                 )
                 phase = Phase.ADVERTISE_KEYS
-            case Roster():
+            case Roster() if self._member.session.protection.masks:
                 state = self._in(client.KeysAdvertised)
                 self._state, message = client.share_keys(state, event, entropy=submission.entropy)
                 phase = Phase.SHARE_KEYS
+            case Roster():
+                state = self._in(client.KeysAdvertised)
+                vector, seed = submission.encode(self._key)
+                self._state, message = client.seal_input(state, event, vector, seed)
+                phase = Phase.MASKED_INPUT
             case Dealt():
-                vector = submission.encode()
-                self._state, message = client.mask_input(self._in(client.KeysShared), event, vector)
+                state1 = self._in(client.KeysShared)
+                vector, seed = submission.encode(self._key)
+                self._state, message = client.mask_input(state1, event, vector, seed)
                 phase = Phase.MASKED_INPUT
             case Survivors():
                 state2 = self._in(client.InputMasked)
@@ -263,7 +286,7 @@ class _Attempt:
 
     def _upload(self, vector: Vector) -> None:
         session, descriptor = self._member.session, self._descriptor
-        data = Ring(session.task(descriptor.task).ring_bits).pack(vector)
+        data = ring_of(session, descriptor.task).pack(vector)
         where = api.Blob.Vector(round=descriptor.round, attempt=descriptor.attempt)
         upload(self._submission.channel, self._member, api.Blob(vector=where), data)
 

@@ -33,6 +33,7 @@ from secagg.errors import (
     NotFound,
     SecaggError,
     SessionEnded,
+    StaleKey,
     StaleModel,
     TooLate,
 )
@@ -52,6 +53,7 @@ _CODE_KEY: Final = "secagg-code"
 _TRANSIENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
 _BY_CODE: Final[dict[str, type[SecaggError]]] = {
     "base-stale": StaleModel,
+    "key-stale": StaleKey,
     "phase-closed": TooLate,
     "round-over": TooLate,
     "vector-committed": TooLate,
@@ -111,6 +113,7 @@ class Channel:
         self._now = now
         self._reached = False
         self._lock = threading.Lock()
+        self._renewing = threading.Lock()
         self._closed = False
         self._watch = RenewalWatch(profile.credentials, now=now)
         self._reminder = Reminder()
@@ -207,6 +210,10 @@ class Channel:
             log.warning("%s", credentials.ending(now))
 
     def _take_up_renewal(self) -> None:
+        with self._renewing:  # calls come from the trainer's thread and from the key's keeper
+            self._look_for_renewal()
+
+    def _look_for_renewal(self) -> None:
         found = self._watch.poll()
         if isinstance(found, CredentialError):
             log.warning(

@@ -33,7 +33,7 @@ from safetensors.numpy import load, save
 from client_sdk.progress import log
 from secagg.crypto.secret import Secret
 from secagg.disk import Disk
-from secagg.encoding.codec import Tensors
+from secagg.encoding.layout import Tensors
 from secagg.errors import StorageBusy, StorageFailed
 
 _FORMAT: Final = 1

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Final
@@ -24,9 +25,24 @@ from secagg.config import SiloId
 from secagg.crypto.labels import LEDGER, digest
 from secagg.disk import Disk
 from secagg.errors import ConfigError, SecaggError
-from secagg.masking.ledger import E, Entry, Joined, MemoryLedger, Opened, Recorded, Revealed
+from secagg.masking.ledger import (
+    E,
+    Entry,
+    Joined,
+    Keyed,
+    MemoryLedger,
+    Opened,
+    Recorded,
+    Revealed,
+)
+from secagg.suite import KeyName
 
-_KINDS: Final[dict[str, type[Entry]]] = {"joined": Joined, "revealed": Revealed, "opened": Opened}
+_KINDS: Final[dict[str, type[Entry]]] = {
+    "joined": Joined,
+    "revealed": Revealed,
+    "opened": Opened,
+    "keyed": Keyed,
+}
 _HASH: Final = re.compile(rb', "hash": "([0-9a-f]{64})"}')
 _HASH_BYTES: Final = len(', "hash": ""}') + 64
 _UNCHAINED: Final = bytes(32)
@@ -50,6 +66,7 @@ class FileLedger:
         self._memory = MemoryLedger()
         self._chain = _UNCHAINED
         self._sound = False
+        self._writing = threading.Lock()
         self._load()
 
     def record(self, entry: E) -> Recorded[E]:
@@ -58,6 +75,10 @@ class FileLedger:
         Raises:
             StorageFailed: it could not be stored; nothing was recorded.
         """
+        with self._writing:  # the trainer's thread and the key's keeper
+            return self._record(entry)
+
+    def _record(self, entry: E) -> Recorded[E]:
         if not self._sound:  # Ctrl-C in an earlier write: only the file knows how far it came
             self._load()
         self._memory.check(entry)
@@ -94,6 +115,10 @@ class FileLedger:
     def openings(self, session_id: bytes) -> Mapping[str, bytes]:
         """Return the hashes of the openings that were taken in a session, by task."""
         return self._memory.openings(session_id)
+
+    def newest_key(self, session_id: bytes) -> KeyName | None:
+        """Return the newest key that was taken in a session, if there was one."""
+        return self._memory.newest_key(session_id)
 
     def _load(self) -> None:
         self._memory = MemoryLedger()
@@ -138,7 +163,7 @@ def _name(entry: Entry) -> str:
 
 def _entry(table: dict[str, Any]) -> Any:
     kind = _KINDS[table.pop("kind")]
-    for field in ("session_id", "base", "transcript", "task_hash", "position", "update"):
+    for field in ("session_id", "base", "transcript", "task_hash", "position", "update", "key_id"):
         if field in table:
             table[field] = bytes.fromhex(table[field])
     if kind is Revealed:

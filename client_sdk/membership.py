@@ -6,6 +6,7 @@ the first answer on, so that a coordinator cannot change them under a running tr
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 
 from client_sdk.channel import Channel
@@ -44,6 +45,7 @@ class Membership:
         self._policy = profile.policy
         self._identity_key = profile.credentials.identity_key
         self._channel = channel
+        self._refreshing = threading.Lock()
         self.member = self._ask()
         check_session_name(name, self.member.session_id, profile.policy, ledger)
 
@@ -63,6 +65,10 @@ class Membership:
         Raises:
             FaultyServer: it is another one, or has other parameters.
         """
+        with self._refreshing:  # an answer that was slow must not take the place of a newer one
+            return self._refresh()
+
+    def _refresh(self) -> Member:
         fresh, joined = self._ask(), self.member
         if fresh.session_id != joined.session_id:
             raise FaultyServer(

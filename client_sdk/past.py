@@ -8,6 +8,7 @@ what the silo itself remembers: its ledger and its checkpoints.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 
 from client_sdk.channel import Channel
 from client_sdk.membership import Membership
@@ -17,6 +18,7 @@ from secagg.errors import ConfigError, FaultyServer
 from secagg.masking import client, transcript
 from secagg.masking.ledger import Ledger
 from secagg.masking.messages import Result
+from secagg.suite import KeyName
 from secagg.wire import attempt as wire
 from secagg.wire._pb import service_pb2 as api
 
@@ -42,6 +44,11 @@ class Past:
     def of(self, task: str) -> list[Result]:
         """The results of one task."""
         return [result for result in self.results if result.task == task]
+
+    @property
+    def opened(self) -> Counter[KeyName]:
+        """How many sums were released under each key, where the session seals."""
+        return Counter(result.key for result in self.results if result.key is not None)
 
     def base(self, task: str) -> bytes:
         """What the next round of a known task starts from."""

@@ -24,8 +24,10 @@ import numpy.typing as npt
 from blake3 import blake3
 
 from client_sdk.attempt import Submission
+from client_sdk.bridge import Bridge, Bridged, Judge, M
 from client_sdk.channel import POLL_SECONDS, Channel
 from client_sdk.checkpoint import Checkpoints, Found, Save, Update
+from client_sdk.keys import Keeper, Keys
 from client_sdk.ledger import FileLedger
 from client_sdk.membership import Membership
 from client_sdk.past import Past
@@ -33,12 +35,16 @@ from client_sdk.profile import Profile, load_profile
 from client_sdk.progress import Progress, log
 from client_sdk.tasks import Task, Tasks, own_opening
 from client_sdk.transfer import download
+from secagg.ckks.codec import SealedCodec
+from secagg.ckks.engine import require
+from secagg.ckks.keyring import HeldKey
 from secagg.config import Weighting
 from secagg.crypto.kdf import derive
 from secagg.crypto.labels import CHECKPOINT, UPDATE, enc, u64
 from secagg.crypto.secret import Entropy, Secret
 from secagg.disk import Disk, LocalDisk
-from secagg.encoding.codec import Aggregate, Codec, Tensors
+from secagg.encoding.codec import Codec
+from secagg.encoding.layout import Aggregate, Tensors
 from secagg.encoding.schema import Schema
 from secagg.errors import (
     ConfigError,
@@ -46,12 +52,13 @@ from secagg.errors import (
     MalformedMessage,
     PoisonedResult,
     SessionEnded,
+    StaleKey,
     StaleModel,
     StorageInUse,
 )
 from secagg.masking import client
 from secagg.masking.ledger import check_update
-from secagg.masking.messages import Result
+from secagg.masking.messages import SEED_BYTES, Result
 from secagg.ring.vectors import Vector
 from secagg.wire._pb import service_pb2 as api
 
@@ -136,17 +143,55 @@ class Session:
         self._entropy = entropy
         self._export: Callable[[Path], None] | None = None
         self._open = True
+        self._keeper: Keeper | None = None
         self._channel = Channel(profile) if channel is None else channel  # dials nobody yet
         with ExitStack() as held:
-            held.callback(self._channel.close)
+            held.callback(self._channel.close)  # here, too: the state may be somebody else's
             kept = _own_disk(profile.state, held) if disk is None else disk
+            held.callback(self._join_keeper)
+            held.callback(self._channel.close)  # ends what the keeper waits for
             self._ledger = FileLedger(kept)
             self._membership = Membership(name, profile, self._channel, self._ledger)
-            self._tasks = Tasks(self._membership, self._channel, self._ledger)
+            self._keys = self._open_keys(held)
+            self._tasks = Tasks(self._membership, self._channel, self._ledger, self._keys, kept)
             self._past = Past(self._membership, self._channel, self._tasks, self._ledger)
             session_id = self._membership.member.session_id
             self._checkpoints = Checkpoints(kept, session_id, self._derive(CHECKPOINT))
+            self._bridge = self._open_bridge(held, guard=channel is None)
             self._held = held.pop_all()
+
+    def _open_bridge(self, held: ExitStack, *, guard: bool) -> Bridge | None:
+        """Help others to the key and over gaps, in a thread, unless who gave the channel does."""
+        if self._keys is None:
+            return None
+        bridge = Bridge(self._keys, self._membership, self._channel, self._checkpoints, self._past)
+        if guard:
+            self._keeper = Keeper(self._keys, bridge.offer)
+            held.callback(self._keeper.close)
+        return bridge
+
+    def _join_keeper(self) -> None:
+        if self._keeper is not None:
+            self._keeper.join()
+
+    def _open_keys(self, held: ExitStack) -> Keys | None:
+        """This silo's part in the custody of the session's key, if the session seals."""
+        member = self._membership.member
+        suite, directory = member.session.suite, member.policy.key_directory
+        log.info("%s: updates are protected by %s", self.name, member.session.protection)
+        if suite is None:
+            return None
+        require()
+        if not member.session.protection.masks:
+            log.warning(
+                "%s: updates are encrypted and not masked: any silo that works with the "
+                "coordinator reads every update. This silo's policy allows it.",
+                self.name,
+            )
+        disk = None if directory is None else LocalDisk(self._profile.directory / directory)
+        keys = Keys(suite, self._membership, self._channel, self._ledger, disk, self._entropy)
+        held.callback(keys.close)
+        return keys
 
     def __enter__(self) -> Self:
         return self
@@ -201,7 +246,11 @@ class Session:
             PoisonedResult: the sum is of something else than updates; the next call goes on.
             RoundAborted: as many attempts as the session allows failed; call again to go on.
             PolicyRefused, FaultyServer: this silo refused; nothing was revealed.
-            ConfigError: ``ledger-rolled-back``: the silo's state is older than the session.
+            ConfigError: ``ledger-rolled-back``: the silo's state is older than the session;
+                ``key-gone``: where the session seals, nobody has the key of a past result that
+                this call is to give; only ``rounds`` can go on without it.
+            FaultyClient, FaultyClientOrServer: where the session seals, nobody gave its key who
+                could be believed; nothing was sent.
             StorageFailed: the silo's disk refuses; nothing was sent that it guards.
             SessionEnded: the session is over, or has released all rounds of the task.
         """
@@ -247,8 +296,15 @@ class Session:
                 parameters that require grad. Everything else stays home.
 
         Raises:
-            As ``mean``; InputError ``task-schema`` or ``task-step`` where this silo's model or
-            optimiser is not the session's.
+            As ``mean``, but for ``key-gone``: this silo then goes on from a checkpoint that n_c + 1
+                others agree on, and fails with ``key-gone`` only where so many offer none within
+                some ten minutes.
+            InputError: ``task-schema``, ``task-step``: this silo's model or optimiser is not the
+                session's; ``checkpoint-model``: nor is it the other silos'.
+            FaultyClient: ``checkpoint-content``: too few are left without this one, whose
+                checkpoint is none.
+            FaultyClientOrServer: ``checkpoint-disagrees``: too few of those that are named agree;
+                ``checkpoint-past``: this one's is of another past.
         """
         from client_sdk.trainer import rounds  # torch is needed from here on
 
@@ -303,7 +359,7 @@ class Session:
         """
         state = self.open_task(task, _schema_of(tensors))
         own = Update(tensors, weight, metrics)
-        vector = self._encode(state, own)
+        state.codec.check(tensors, weight=weight, metrics=metrics)
         missed = self.replay(task)
         if missed is not None:
             return missed
@@ -312,7 +368,7 @@ class Session:
         if update is not own:
             return self._submit(task, update)
         self._checkpoints.keep_update(task, self._past.position(task), own)
-        return self._submit(task, own, vector)
+        return self._submit(task, own)
 
     def resubmit(self, task: str) -> Outcome | None:
         """Submit what was kept for the task's next round, if it was submitted before a restart.
@@ -346,10 +402,18 @@ class Session:
         )
         return kept or own
 
-    def _encode(self, state: Task, update: Update) -> Vector:
-        return state.codec.encode(
-            update.tensors, weight=update.weight, metrics=update.metrics, entropy=self._entropy
-        )
+    def _encode(
+        self, codec: Codec | SealedCodec, update: Update, key: HeldKey | None
+    ) -> tuple[Vector, bytes]:
+        """Encode an update afresh; sealed, with the seed of its c1, where the session seals."""
+        tensors, weight, metrics = update.tensors, update.weight, update.metrics
+        if isinstance(codec, Codec) or self._keys is None or key is None:
+            assert isinstance(codec, Codec)
+            vector = codec.encode(tensors, weight=weight, metrics=metrics, entropy=self._entropy)
+            return vector, b""
+        seed, sealer = self._entropy(SEED_BYTES), self._keys.sealer(key)
+        sealed = codec.encode(tensors, weight=weight, metrics=metrics, sealer=sealer, seed=seed)
+        return sealed, seed
 
     def _derive(self, label: str) -> Secret:
         """A key of this silo's own, for one purpose."""
@@ -414,33 +478,32 @@ class Session:
         if self._tasks[task].calls >= self.task_rounds(task):
             raise SessionEnded("task-done", f"Task {task} has released all its results.")
 
-    def _submit(self, task: str, update: Update, encoded: Vector | None = None) -> Outcome:
-        """Take part with an update until its round has a result; its first vector may be given."""
-        state = self._tasks[task]
-        ready = [] if encoded is None else [encoded]
-
-        def encode() -> Vector:
-            return ready.pop() if ready else self._encode(state, update)
-
+    def _submit(self, task: str, update: Update) -> Outcome:
+        """Take part with an update until its round has a result."""
         digest = self._digest_of(update)
-        with Progress(f"{self.name} {task} {state.calls + 1}") as progress:
-            while (outcome := self._take_part(task, encode, digest, progress)) is None:
-                progress.say("another task's round came first")
+        with Progress(f"{self.name} {task} {self._tasks[task].calls + 1}") as progress:
+            while (outcome := self._take_part(task, update, digest, progress)) is None:
+                progress.say("going on")
         return outcome
 
     def _take_part(
-        self, task: str, encode: Callable[[], Vector], update: bytes, progress: Progress
+        self, task: str, update: Update, digest: bytes, progress: Progress
     ) -> Outcome | None:
-        """Take part in the session's next round; None if its result was another task's."""
+        """Take part in the session's next round.
+
+        Returns:
+            None if its result was another task's, or the session has a newer key.
+        """
         stood = len(self._past.results)
-        base = self._past.base(task)
-        expected = client.Expected(task, stood + 1, base, self._past.position(task), update)
+        codec, base = self._tasks[task].codec, self._past.base(task)
+        expected = client.Expected(task, stood + 1, base, self._past.position(task), digest)
         submission = Submission(
             self._channel,
             self._membership.refresh,
             expected,
             self._ledger,
-            encode,
+            self._newest_key,
+            lambda key: self._encode(codec, update, key),
             self._entropy,
             progress,
         )
@@ -451,13 +514,20 @@ class Session:
             if missed is None and len(self._past.results) == stood:
                 raise
             return missed
+        except StaleKey:
+            if self._keys is not None and submission.expected.key is not None:
+                self._keys.outdated(submission.expected.key)
+            return self.replay(task)
         except BaseException:  # Ctrl-C, too: no attempt is to wait for this silo
             self._leave()
             raise
         self._past.accept(concluded.result, concluded.state)
         return self._next_outcome(task)
 
-    def _fetch_sum(self, codec: Codec, result: Result) -> Vector:
+    def _newest_key(self) -> HeldKey | None:
+        return None if self._keys is None else self._keys.newest(self._past.opened)
+
+    def _fetch_sum(self, codec: Codec | SealedCodec, result: Result) -> Vector:
         data = download(
             self._channel,
             self._membership.member,
@@ -467,9 +537,22 @@ class Session:
         )
         return codec.ring.unpack(data, codec.length)
 
-    def _outcome(self, codec: Codec, result: Result, total: Vector) -> Outcome:
+    def _opened(self, codec: Codec | SealedCodec, result: Result, total: Vector) -> Aggregate:
+        """Decode a sum; open it first, where the session seals."""
+        if isinstance(codec, Codec) or self._keys is None or result.key is None:
+            assert isinstance(codec, Codec)
+            return codec.decode(total)
+        sealer = self._keys.sealer(self._keys.find(result.key))
         try:
-            aggregate: Aggregate = codec.decode(total)
+            return codec.decode(total, sealer, result.seeds)
+        except MalformedMessage as error:
+            log.warning("%s, round %d does not open: %s", self.name, result.round, error)
+            self._keys.report(result.key, result.round)
+            raise
+
+    def _outcome(self, codec: Codec | SealedCodec, result: Result, total: Vector) -> Outcome:
+        try:
+            aggregate = self._opened(codec, result, total)
         except MalformedMessage as error:
             raise PoisonedResult(
                 error.code, f"Round {result.round}: {error.observed}", "Nothing is applied; go on."
@@ -507,6 +590,16 @@ class Session:
             return None
         self._past.check(found.about["round"], found.about["history"])
         return found
+
+    def bridge(self, task: str, judge: Judge[M]) -> Bridged[M]:
+        """Return what enough peers agree on, since a task's next result cannot be opened here.
+
+        Raises:
+            As ``Bridge.fetch``.
+        """
+        if self._bridge is None:
+            raise ConfigError("bridge", "Past sums of this session open without a key.")
+        return self._bridge.fetch(task, self._tasks[task].calls, judge)
 
     def keep_local(self, task: str, about: Mapping[str, Any], make: Save) -> None:
         """Keep a model in training for the round that was given out last."""

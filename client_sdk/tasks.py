@@ -6,17 +6,29 @@ which one was taken: a coordinator cannot start a task over under the silo's fee
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Final
 
 from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
+from client_sdk.keys import Keys
 from client_sdk.membership import Membership
 from client_sdk.progress import log
 from client_sdk.transfer import download, parsed, upload
+from secagg.ckks.codec import SealedCodec, codec_of
 from secagg.crypto.digest import vector_digest
+from secagg.crypto.labels import WEIGHTS
+from secagg.disk import Disk
 from secagg.encoding.codec import Codec
 from secagg.encoding.schema import Schema
-from secagg.errors import FaultyServer, InputError, MalformedMessage
+from secagg.errors import (
+    FaultyClientOrServer,
+    FaultyServer,
+    InputError,
+    MalformedMessage,
+    StorageBusy,
+    StorageFailed,
+)
 from secagg.masking import transcript
 from secagg.masking.ledger import Ledger, Opened
 from secagg.wire._pb import service_pb2 as api
@@ -42,19 +54,36 @@ class Task:
     """
 
     signed: SignedOpening
-    codec: Codec
+    codec: Codec | SealedCodec
     hash: bytes
     calls: int = 0
     released: list[bytes] = field(default_factory=list)
 
 
 class Tasks:
-    """The tasks of a session that this silo knows."""
+    """The tasks of a session that this silo knows.
 
-    def __init__(self, membership: Membership, channel: Channel, ledger: Ledger) -> None:
+    Args:
+        membership: who this silo is.
+        channel: to the coordinator.
+        ledger: the silo's.
+        keys: for initial weights, where the session seals.
+        disk: where they are kept then, opened, since their key may be gone one day.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        channel: Channel,
+        ledger: Ledger,
+        keys: Keys | None,
+        disk: Disk,
+    ) -> None:
         self._membership = membership
         self._channel = channel
         self._ledger = ledger
+        self._keys = keys
+        self._disk = disk
         self._known: dict[str, Task] = {}
 
     def __getitem__(self, name: str) -> Task:
@@ -74,8 +103,6 @@ class Tasks:
             FaultyServer: the opening is not one of this session's silos'.
         """
         if own.task not in self._known:
-            session = self._membership.member.session
-            Codec(session.task(own.task), own.schema, len(session.silos))
             self._take(own.task, self._agree(own, weights))
         known = self._known[own.task]
         _compare(known.signed.opening, own, judge_step=judge_step)
@@ -91,11 +118,52 @@ class Tasks:
         return self._known[name]
 
     def initial_weights(self, name: str) -> bytearray:
-        """Download the agreed initial weights of a task."""
+        """Download the agreed initial weights of a task.
+
+        Raises:
+            FaultyServer: they are not those that were signed.
+            FaultyClientOrServer: they open to others than the proposer says.
+            ConfigError: ``key-gone``: nobody that answered has the key that they were sealed under.
+        """
+        if (kept := self._kept_weights(name)) is not None:
+            return kept
         signed = self._known[name].signed
-        digest = signed.opening.weights_digest
         member, blob = self._membership.member, api.Blob(weights=name)
-        return download(self._channel, member, blob, signed.weights_bytes, digest)
+        data = download(self._channel, member, blob, signed.weights_bytes, signed.uploaded_digest)
+        if self._keys is None:
+            return data
+        opened = self._keys.open_blob(WEIGHTS, (name,), data)
+        if not self._are_agreed(name, opened):
+            raise FaultyClientOrServer(
+                signed.proposer,
+                "weights-digest",
+                f"The initial weights of task {name} are not those that {signed.proposer} signed.",
+                "Nothing was applied.",
+            )
+        self._keep_weights(name, opened)
+        return opened
+
+    def _kept_weights(self, name: str) -> bytearray | None:
+        """The agreed initial weights as this silo opened or proposed them before."""
+        if self._keys is None:
+            return None
+        with contextlib.suppress(StorageBusy, StorageFailed):
+            data = self._disk.read(self._weights_name(name))
+            if data is not None and self._are_agreed(name, data):
+                return bytearray(data)
+        return None
+
+    def _keep_weights(self, name: str, weights: bytes | bytearray) -> None:
+        with contextlib.suppress(StorageBusy, StorageFailed):
+            self._disk.replace(self._weights_name(name), memoryview(weights))
+
+    def _are_agreed(self, name: str, weights: bytes | bytearray) -> bool:
+        chunk_bytes = self._membership.member.session.chunk_bytes
+        digest = vector_digest(memoryview(weights), chunk_bytes)
+        return digest == self._known[name].signed.opening.weights_digest
+
+    def _weights_name(self, name: str) -> str:
+        return f"weights/{self._membership.member.session_id.hex()}/{name}.safetensors"
 
     def _ask(self, name: str) -> api.OpenTaskReply:
         request = api.OpenTaskRequest(session_id=self._membership.member.session_id, task=name)
@@ -103,6 +171,8 @@ class Tasks:
 
     def _agree(self, own: transcript.TaskOpening, weights: bytes | None) -> SignedOpening:
         left = PROPOSALS
+        if self._keys is not None and weights:
+            self._keys.newest({})  # the proposer waits until its weights are not its alone to open
         while True:
             reply = self._ask(own.task)
             match reply.WhichOneof("answer"):
@@ -124,7 +194,7 @@ class Tasks:
                         log.info("the coordinator lost the proposal of task %s", own.task)
 
     def _propose(self, own: transcript.TaskOpening, weights: bytes) -> None:
-        """Propose an opening: its weights, which the coordinator can read, as a session begins.
+        """Propose an opening with its weights, which the coordinator can read unless sealed.
 
         Never twice: what a silo holds after it took an opening is trained on its own data.
         """
@@ -135,9 +205,20 @@ class Tasks:
                 f"The coordinator asked for initial weights of task {own.task} a second time.",
                 "Nothing was sent: the model may be trained by now.",
             )
-        upload(self._channel, member, api.Blob(weights=own.task), memoryview(weights))
+        sealed_digest, blob = b"", memoryview(weights)
+        if self._keys is not None and weights:
+            self._keys.await_company()
+            self._keep_weights(own.task, weights)
+            blob = memoryview(self._keys.seal_blob(WEIGHTS, (own.task,), weights))
+            sealed_digest = vector_digest(blob, member.session.chunk_bytes)
+        upload(self._channel, member, api.Blob(weights=own.task), blob)
         signed = SignedOpening.sign(
-            own, len(weights), member.name, member.identity, membership.opening_transcript
+            own,
+            len(blob),
+            member.name,
+            member.identity,
+            membership.opening_transcript,
+            sealed_digest,
         )
         log.info("proposing task %s", own.task)
         proposal = api.ProposeTaskRequest(
@@ -154,7 +235,9 @@ class Tasks:
         task_hash = opening.digest(membership.session_hash)
         if self._ledger.openings(member.session_id).get(name) != task_hash:
             self._check_proposer(name, signed)
-        codec = Codec(member.session.task(name), opening.schema, len(member.session.silos))
+        if bool(signed.sealed_digest) != (self._keys is not None and signed.weights_bytes > 0):
+            raise FaultyServer("task-sealed", f"The opening of task {name} is not its session's.")
+        codec = codec_of(member.session, name, opening.schema)
         self._ledger.record(Opened(member.session_id, name, task_hash))
         self._known[name] = Task(signed, codec, task_hash)
 

@@ -6,7 +6,10 @@ which holds it exactly.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -133,6 +136,29 @@ def load_model(model: torch.nn.Module, data: bytes) -> dict[str, torch.Tensor]:
     return {n.removeprefix(_EXTRA): t for n, t in held.items() if n.startswith(_EXTRA)}
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What ``GlobalWeights.file`` keeps, as it is read back.
+
+    Args:
+        weights: by name.
+        optimizer: what the optimiser remembers, as JSON.
+        held: the tensors that it names.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Any
+    held: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, data: bytes, optimizer: Any) -> Snapshot:
+        """Parse a file, whatever it holds."""
+        tensors = load(data)
+        held = {name: t for name, t in tensors.items() if name.startswith(_OPTIMIZER)}
+        weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n not in held}
+        return cls(weights, optimizer, held)
+
+
 class GlobalWeights:
     """The agreed weights, and the optimiser that steps them with each mean delta.
 
@@ -207,11 +233,12 @@ class GlobalWeights:
             Whether they could be. If not, the optimiser starts afresh and the weights are to be
             set.
         """
-        tensors = load(data)
-        held = {name: t for name, t in tensors.items() if name.startswith(_OPTIMIZER)}
-        weights = {n.removeprefix(_WEIGHT): t for n, t in tensors.items() if n not in held}
+        return self._restore(Snapshot.of(data, optimizer))
+
+    def _restore(self, kept: Snapshot) -> bool:
+        optimizer, held = kept.optimizer, kept.held
         try:
-            self.set(weights)
+            self.set(kept.weights)
             self._optimizer.load_state_dict(_unflatten(optimizer, held))
             if not self._remembers(optimizer, held):
                 self._put_state(_unflatten(optimizer, held)["state"])
@@ -221,6 +248,71 @@ class GlobalWeights:
             pass
         self._optimizer = self._make(list(self._parameters.values()))
         return False
+
+    # A peer's, who may send anything.
+
+    @property
+    def max_bytes(self) -> int:
+        """More than a peer's file has: an optimiser remembers a few tensors of each weight's size.
+
+        Four of them, in Adam's widest form; twice that, and room for names.
+        """
+        own = sum(p.numel() * p.element_size() for p in self._parameters.values())
+        return 8 * own + 2**25
+
+    def read(self, data: bytes, optimizer: Any) -> Snapshot:
+        """Parse a peer's file, applying nothing.
+
+        Raises:
+            InputError: it is not of this model and optimiser, or a weight is not finite.
+        """
+        try:
+            kept = Snapshot.of(data, optimizer)
+            same = _groups(optimizer) == _groups(self.optimizer_state()[0])
+        except Exception as error:  # noqa: BLE001 - whatever its bytes do, they are its sender's
+            raise InputError("checkpoint-model", f"it cannot be read ({error!r:.100})") from None
+        if _kinds(kept.weights) != _kinds(self._parameters):
+            raise InputError("checkpoint-model", "its tensors are others.")
+        if not all(bool(t.isfinite().all()) for t in (*kept.weights.values(), *kept.held.values())):
+            raise InputError("checkpoint-model", "it has numbers that are not finite.")
+        if not same:
+            raise InputError("checkpoint-model", "its optimiser has other settings.")
+        return kept
+
+    def agree(self, a: Snapshot, b: Snapshot) -> bool:
+        """Whether two peers' files are the same, but for how machines round.
+
+        Weights may differ by 1e-5·(1 + |a|): sums are opened alike everywhere, and a step of the
+        optimiser then rounds once or twice an element. What an optimiser remembers is held closer
+        where it is small, since steps divide by it: a tensor without a negative element (a mean of
+        squares, a count) by 1e-3 of each element, any other one by 1e-5 of its greatest; a zero is
+        a zero at both.
+        """
+        return (
+            _kinds(a.held) == _kinds(b.held)
+            and _alike(a.optimizer, b.optimizer)
+            and all(_close(t, b.weights[name], 1e-5, 1e-5) for name, t in a.weights.items())
+            and all(_near(t, b.held[name]) for name, t in a.held.items())
+        )
+
+    def adopt(self, kept: Snapshot) -> None:
+        """Take over a peer's weights and optimiser, whole or not at all.
+
+        Raises:
+            InputError: this model's optimiser does not take them.
+        """
+        twin = GlobalWeights(self._parameters, self._make)
+        try:
+            taken = twin._restore(kept)
+        except Exception:  # noqa: BLE001 - of an optimiser that we do not know
+            taken = False
+        if not taken:
+            raise InputError(
+                "checkpoint-model",
+                "The silos' checkpoints are not of this model and optimiser.",
+                "Give all silos the same ones.",
+            )
+        self._parameters, self._optimizer = twin._parameters, twin._optimizer
 
     def _put_state(self, state: Mapping[int, Any]) -> None:
         """Undo what ``load_state_dict`` converts: all of a parameter's state to its dtype."""
@@ -291,6 +383,43 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     first, second = (t.detach().cpu().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(first, second)
+
+
+def _groups(optimizer: Any) -> str:
+    """The settings in an optimiser's state, as text that tells 1 from 1.0 and from true."""
+    return json.dumps(dict(optimizer["dict"])["param_groups"], sort_keys=True)
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """Whether two optimisers remember the same, as JSON, but for how floats round."""
+    if type(a) is not type(b):
+        return False
+    match a:
+        case float():
+            return a == b or math.isclose(a, b, rel_tol=1e-5)
+        case dict():
+            return a.keys() == b.keys() and all(_alike(a[key], b[key]) for key in a)
+        case list():
+            return len(a) == len(b) and all(map(_alike, a, b))
+        case _:
+            return bool(a == b)
+
+
+def _close(a: torch.Tensor, b: torch.Tensor, relative: float, absolute: float) -> bool:
+    """Whether |a − b| ≤ relative·|a| + absolute everywhere; integers have to be the same."""
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    wide, other = a.double(), b.double()
+    return bool(((wide - other).abs() <= relative * wide.abs() + absolute).all())
+
+
+def _near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of an optimiser's are the same (see ``GlobalWeights.agree``)."""
+    signed = a.is_floating_point() and bool((a < 0).any() and (b < 0).any())
+    if not signed:
+        return _close(a, b, 1e-3, 0.0)
+    greatest = float(a.abs().max())
+    return bool(((a == 0) == (b == 0)).all()) and _close(a, b, 0.0, 1e-5 * greatest)
 
 
 def _flatten(value: Any, held: dict[str, torch.Tensor]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from client_sdk.progress import log
 from secagg.encoding.schema import Schema
-from secagg.errors import InputError, OutOfOrder, PoisonedResult
+from secagg.errors import ConfigError, InputError, OutOfOrder, PoisonedResult
 
 if TYPE_CHECKING:
     import torch
@@ -181,8 +181,16 @@ class _Training:
                 self._state.calls = found.about["results"]
                 return
             log.warning("the checkpoint of task %s cannot be taken up; replaying", self.task)
-        self.agreed.set(tensors.from_file(bytes(self.session.initial_weights(self.task))))
         self._state.calls = 0  # a second rounds() in one process begins anew, like a restart
+        try:
+            weights = self.session.initial_weights(self.task)
+        except ConfigError as error:
+            if error.code != "key-gone":
+                raise
+            log.warning("%s", error)
+            self._take_over()
+        else:
+            self.agreed.set(tensors.from_file(bytes(weights)))
 
     def check(self, number: int) -> None:
         """Return if the model has exactly the results before this round in it.
@@ -201,11 +209,12 @@ class _Training:
 
     def rounds(self) -> Iterator[Round]:
         """Yield the rounds that have no result yet; apply every result."""
-        for number in range(self._state.calls + 1, self.session.task_rounds(self.task) + 1):
-            self.check(number)
+        while self._applied < self.session.task_rounds(self.task):
+            self.check(self._applied + 1)
             try:
-                outcome = self.session.replay(self.task)
-                if outcome is None:
+                outcome = self._replayed()
+                number = self._applied + 1  # gaps in the past are behind us now
+                if outcome is None and number <= self.session.task_rounds(self.task):
                     current = self._round(number)
                     outcome = self.session.resubmit(self.task)
                     if outcome is None:
@@ -220,6 +229,29 @@ class _Training:
                 self.settle(None)
             self.agreed.load_into(self.chosen(self._model))
 
+    def _replayed(self) -> Outcome | None:
+        """Return the task's next result, if there is one; go over those that nobody can open."""
+        while True:
+            try:
+                return self.session.replay(self.task)
+            except ConfigError as error:
+                if error.code != "key-gone":
+                    raise
+                log.warning("%s", error)
+                self._take_over()
+
+    def _take_over(self) -> None:
+        """Go on from what enough peers agree on, and keep it: a restart is not to ask again.
+
+        Raises:
+            As ``Bridge.fetch``; InputError: this silo's optimiser does not take it.
+        """
+        bridged = self.session.bridge(self.task, self.agreed)
+        self.agreed.adopt(bridged.model)
+        self._state.calls = self._applied = bridged.results
+        self.agreed.load_into(self.chosen(self._model))
+        self._keep()
+
     def settle(self, outcome: Outcome | None) -> None:
         """Apply a round's result, and keep what it leads to; None steps nobody, at all silos."""
         self._stepping = True
@@ -227,6 +259,10 @@ class _Training:
             self.agreed.step(outcome.tensors)
         self._applied += 1
         self._stepping = False
+        self._keep()
+
+    def _keep(self) -> None:
+        """Keep the weights of now; they are after all results that were given out."""
         try:
             optimizer, held = self.agreed.optimizer_state()
         except TypeError as error:

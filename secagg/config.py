@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, NewType, TypeAlias,
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
 from secagg.errors import ConfigError, PolicyRefused
+from secagg.suite import Suite
 
 SiloId = NewType("SiloId", str)
 """A member's name as the authority certified it."""
@@ -46,9 +47,32 @@ class Phase(StrEnum):
 
 
 class Protection(StrEnum):
-    """What stands between an update and the coordinator."""
+    """What stands between an update and the coordinator.
+
+    Under ``ckks`` the coordinator reads nothing, but any silo that works with it reads every
+    update: all silos hold the key. Under ``ckks+masked`` the two together read the sum alone.
+    """
 
     MASKED = "masked"
+    CKKS = "ckks"
+    CKKS_MASKED = "ckks+masked"
+
+    @property
+    def masks(self) -> bool:
+        """Whether updates are masked: keys are shared, and a sum is unmasked by its survivors."""
+        return self is not Protection.CKKS
+
+    @property
+    def seals(self) -> bool:
+        """Whether updates are encrypted under a key that silos alone have."""
+        return self is not Protection.MASKED
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of an attempt, in order."""
+        if self.masks:
+            return tuple(Phase)
+        return (Phase.ADVERTISE_KEYS, Phase.MASKED_INPUT, Phase.CONSISTENCY)
 
 
 class MaskPrg(StrEnum):
@@ -175,7 +199,8 @@ class TaskConfig:
         name: the task's name.
         weighting: mean or sum; a sum has weight_cap 1.
         rounds: how many results of this task the session releases, at least 1.
-        ring_bits: w, the word size: bytes per parameter are w / 8.
+        ring_bits: w, the word size: bytes per parameter are w / 8. None where the session has a
+            suite, which brings its own ring.
         bound: greatest magnitude of an element; of the L2 norm where ``clip`` is l2.
         clip: what happens beyond the bound.
         weight_cap: greatest weight of one silo.
@@ -187,17 +212,17 @@ class TaskConfig:
     name: str
     weighting: Weighting
     rounds: int
-    ring_bits: RingBits
     bound: float
     clip: Clip
     weight_cap: float
+    ring_bits: RingBits | None = None
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
         _check_name("task", self.name)
         _check_number(f"bound of task {self.name}", self.bound)
         _check_number(f"weight_cap of task {self.name}", self.weight_cap)
-        if self.ring_bits not in (16, 32, 64):
+        if self.ring_bits not in (None, 16, 32, 64):
             raise ConfigError("ring", f"ring_bits = {self.ring_bits}; it is 16, 32 or 64.")
         if not 1 <= self.rounds < 2**31:
             raise ConfigError("rounds", f"Task {self.name} has rounds = {self.rounds}.")
@@ -246,6 +271,7 @@ class SessionConfig:
         train_deadline: seconds from the first Ready until a cohort forms without the rest.
         phase_deadline: seconds that each phase after that may take.
         max_attempts: attempts at one round before ``submit`` gives up.
+        suite: parameters of homomorphic encryption, where the protection has it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -263,6 +289,7 @@ class SessionConfig:
     train_deadline: float = 3600.0
     phase_deadline: float = 60.0
     max_attempts: int = 3
+    suite: Suite | None = None
 
     def __post_init__(self) -> None:
         _check_name("session", self.name)
@@ -292,8 +319,28 @@ class SessionConfig:
         names = [task.name for task in self.tasks]
         if not names or len(set(names)) != len(names):
             raise ConfigError("tasks", "A session has at least one task, each with its own name.")
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
+        """Prove that no sum can wrap, whatever honest silos hold."""
+        if self.protection.seals != (self.suite is not None):
+            raise ConfigError(
+                "suite",
+                f"protection = {self.protection} with suite = {self.suite}.",
+                f"Give suite = {Suite.CKKS_54} with ckks and ckks+masked, and none with masked.",
+            )
         for task in self.tasks:
-            fraction_bits(task.ring_bits, len(self.silos))
+            if (task.ring_bits is None) != self.protection.seals:
+                raise ConfigError(
+                    "ring",
+                    f"Task {task.name} has ring_bits = {task.ring_bits} under protection "
+                    f"{self.protection}.",
+                    "Give 16, 32 or 64 under masked, and none where a suite brings its ring.",
+                )
+            if task.ring_bits is not None:
+                fraction_bits(task.ring_bits, len(self.silos))
+        if self.suite is not None:
+            self.suite.parameters.slot_limit(len(self.silos))
 
     def task(self, name: str) -> TaskConfig:
         """Return a task by name.
@@ -324,11 +371,13 @@ class Policy:
         min_cohort: least cohort and least number of survivors.
         min_threshold: least t.
         protections: protections that it takes part in.
-        ring_bits: word sizes that it takes part in.
+        ring_bits: word sizes of masked sums that it takes part in.
         clips: clip rules that it takes part in.
         max_weight_cap: greatest weight cap, hence greatest lead of one silo over another.
         repeat_sessions: names under which the operator consents to a second session, and to going
             on with one whose memory this silo has lost (``ledger-rolled-back``).
+        key_directory: where keys of homomorphic encryption may be kept, so that a restart needs no
+            peer; relative to the policy's own. None keeps them in memory alone.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
@@ -341,6 +390,7 @@ class Policy:
     clips: tuple[Clip, ...]
     max_weight_cap: float
     repeat_sessions: tuple[str, ...] = ()
+    key_directory: str | None = None
 
     def __post_init__(self) -> None:
         if self.colluders < 1 or self.min_cohort < COHORT_FLOOR:
@@ -369,7 +419,7 @@ class Policy:
         ]
         for task in session.tasks:
             floors += [
-                ("ring", task.ring_bits in self.ring_bits, task.ring_bits),
+                ("ring", task.ring_bits in (None, *self.ring_bits), task.ring_bits),
                 ("clip", task.clip in self.clips, task.clip),
                 ("weight-cap", task.weight_cap <= self.max_weight_cap, task.weight_cap),
             ]

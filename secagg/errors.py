@@ -57,7 +57,7 @@ class MalformedMessage(SecaggError):
 
 
 class FaultyClient(SecaggError):
-    """One client broke the protocol; raised by the server, certain.
+    """One client broke the protocol, certain: it sent or signed the evidence.
 
     Args:
         client: the name in the peer certificate or under the verified signature.
@@ -128,6 +128,10 @@ class PoisonedResult(SecaggError):
 
 class StaleModel(SecaggError):
     """This silo's base is not the one the cohort agreed on; it must replay the missed sums."""
+
+
+class StaleKey(SecaggError):
+    """This silo's key is not the session's newest one; it must ask for that."""
 
 
 class SessionEnded(SecaggError):

@@ -21,6 +21,10 @@ from typing import Any, Protocol, TypeAlias, TypeVar, cast
 import numpy as np
 import numpy.typing as npt
 
+from secagg.ckks.codec import SealedCodec, codec_of
+from secagg.ckks.engine import require
+from secagg.ckks.keyring import HeldKey, make_key
+from secagg.ckks.sealing import Sealer
 from secagg.config import (
     Clip,
     MaskPrg,
@@ -39,6 +43,7 @@ from secagg.config import (
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
 from secagg.encoding.codec import Codec
+from secagg.encoding.layout import Aggregate
 from secagg.encoding.schema import Schema
 from secagg.errors import (
     ConfigError,
@@ -51,6 +56,7 @@ from secagg.masking import client, transcript
 from secagg.masking.ledger import Ledger, MemoryLedger
 from secagg.masking.manifest import Manifest
 from secagg.masking.messages import (
+    SEED_BYTES,
     Dealt,
     Descriptor,
     Result,
@@ -60,7 +66,8 @@ from secagg.masking.messages import (
     Survivors,
 )
 from secagg.masking.server import ClientMessage, Opening, ServerRound, describe
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import Vector, ring_of
+from secagg.suite import Suite
 
 TASK = "training"
 Updates: TypeAlias = Mapping[str, Mapping[str, npt.NDArray[Any]]]
@@ -120,6 +127,7 @@ class Silo:
     ledger: Ledger
     state: Any = None
     vector: Vector | None = None
+    seed: bytes = b""
     refusals: list[SecaggError] = field(default_factory=list)
     sent: int = 0
 
@@ -151,8 +159,9 @@ class Federation:
 
     Args:
         silos: how many, or their names.
-        protection: "masked".
-        ring_bits: w, the word size: 16, 32 or 64.
+        protection: "masked", "ckks" or "ckks+masked"; the latter two need the extra ``ckks``.
+        ring_bits: w, the word size: 16, 32 or 64; 32 where nothing is given, and none where the
+            protection brings its own ring.
         bound: greatest magnitude of an element (of the L2 norm with clip="l2").
         clip: "none", "element" or "l2".
         weight_cap: greatest weight.
@@ -161,6 +170,7 @@ class Federation:
         mask_prg: "aes-128-ctr" or "chacha20".
         metrics: bound by metric name.
         entropy: source of every key, seed and rounding bit; os.urandom unless a run is to replay.
+            The noise of sealing is always the system's.
 
     Raises:
         ConfigError: the numbers do not make a session (fewer than 3 silos, for example).
@@ -171,7 +181,7 @@ class Federation:
         silos: int | Sequence[str] = 4,
         protection: str = "masked",
         *,
-        ring_bits: RingBits = 32,
+        ring_bits: RingBits | None = None,
         bound: float = 1.0,
         clip: str = "none",
         weight_cap: float = 1000.0,
@@ -182,6 +192,9 @@ class Federation:
         entropy: Entropy = os.urandom,
     ) -> None:
         names = _names(silos)
+        how = _parse(Protection, protection)
+        if ring_bits is None and not how.seals:
+            ring_bits = 32
         task = TaskConfig(
             name=TASK,
             weighting=Weighting.MEAN,
@@ -196,7 +209,8 @@ class Federation:
             name="simulation",
             consortium="simulation",
             silos=names,
-            protection=_parse(Protection, protection),
+            protection=how,
+            suite=Suite.CKKS_54 if how.seals else None,
             colluders=colluders,
             threshold=ThresholdRule.parse(threshold),
             min_cohort=max(3, colluders + 2),
@@ -210,6 +224,7 @@ class Federation:
         self.attempt = 0
         self._session_id = entropy(32)
         self._silos = self._enrol(names)
+        self.key = self._make_key()
 
     @property
     def silos(self) -> list[str]:
@@ -254,7 +269,7 @@ class Federation:
         weights, metrics = weights or {}, metrics or {}
         self._check_names(updates, weights, metrics, script)
         schema = Schema.of(next(iter(updates.values())))
-        codec = Codec(self.session.task(TASK), schema, len(self.session.silos))
+        codec = codec_of(self.session, TASK, schema)
         self._encode(codec, updates, weights, metrics)
         if not same_base and self.attempt:
             self._abandon_base()
@@ -263,27 +278,46 @@ class Federation:
         result = play.run()
         return self._accept(play, codec, result)
 
+    def _make_key(self) -> HeldKey | None:
+        """The key that all silos have, as custody would have brought it to them."""
+        if self.session.suite is None:
+            return None
+        require()
+        key = make_key(self._session_id, 1, self.manifest.silos, self.entropy)
+        self.sealer = Sealer(self.session.suite, key.material)
+        return key
+
     def _encode(
         self,
-        codec: Codec,
+        codec: Codec | SealedCodec,
         updates: Updates,
         weights: Mapping[str, float],
         metrics: Mapping[str, Mapping[str, float]],
     ) -> None:
         for name, tensors in updates.items():
-            self._silos[silo_id(name)].vector = codec.encode(
-                tensors,
-                weight=weights.get(name, codec.task.weight_cap),
-                metrics=metrics.get(name, {}),
-                entropy=self.entropy,
-            )
+            silo = self._silos[silo_id(name)]
+            weight, own = weights.get(name, codec.task.weight_cap), metrics.get(name, {})
+            if isinstance(codec, SealedCodec):
+                silo.seed = self.entropy(SEED_BYTES)
+                silo.vector = codec.encode(
+                    tensors, weight=weight, metrics=own, sealer=self.sealer, seed=silo.seed
+                )
+            else:
+                silo.vector = codec.encode(
+                    tensors, weight=weight, metrics=own, entropy=self.entropy
+                )
 
-    def _accept(self, play: _Play, codec: Codec, result: Result) -> RoundResult:
+    def _decode(self, codec: Codec | SealedCodec, total: Vector, result: Result) -> Aggregate:
+        if isinstance(codec, SealedCodec):
+            return codec.decode(total, self.sealer, result.seeds)
+        return codec.decode(total)
+
+    def _accept(self, play: _Play, codec: Codec | SealedCodec, result: Result) -> RoundResult:
         assert play.server.total is not None
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
         self.history = transcript.next_history(self.history, tau4)
         self.round, self.attempt = self.round + 1, 0
-        aggregate = codec.decode(play.server.total)
+        aggregate = self._decode(codec, play.server.total, result)
         return RoundResult(
             mean=aggregate.tensors,
             survivors=list(result.survivors),
@@ -340,14 +374,19 @@ class Federation:
         phases = [*script.drops.values()]
         phases += [phase for _, phase in (*script.arrivals, *script.lies)]
         for phase in phases:
-            _parse(Phase, phase)
+            if _parse(Phase, phase) not in self.session.protection.phases:
+                raise ConfigError("option", f"There is no {phase} under {self.session.protection}.")
 
 
 class _Play:
     """One attempt: every phase is tell, answer, deliver, close."""
 
     def __init__(
-        self, federation: Federation, codec: Codec, cohort: list[Silo], script: Script
+        self,
+        federation: Federation,
+        codec: Codec | SealedCodec,
+        cohort: list[Silo],
+        script: Script,
     ) -> None:
         self.cohort = cohort
         self._federation = federation
@@ -355,8 +394,9 @@ class _Play:
         opening = transcript.TaskOpening(TASK, codec.schema, "", transcript.NO_WEIGHTS)
         task_hash = opening.digest(transcript.session_hash(federation.session))
         base = transcript.base_of(federation.history, task_hash)
-        self._expected = client.Expected(TASK, federation.round, base)
-        self._ring = Ring(federation.session.task(TASK).ring_bits)
+        key = None if federation.key is None else federation.key.name
+        self._expected = client.Expected(TASK, federation.round, base, key=key)
+        self._ring = ring_of(federation.session, TASK)
         self._late: list[tuple[Silo, ClientMessage, Vector | None]] = []
         self._opening = Opening(
             federation.session,
@@ -368,6 +408,7 @@ class _Play:
             base,
             tuple(silo.name for silo in cohort),
             codec.length,
+            key,
         )
 
     def run(self) -> Result:
@@ -382,7 +423,7 @@ class _Play:
         for silo in self.cohort:
             silo.state, silo.sent, silo.refusals = None, 0, []
             self._step(silo, Phase.ADVERTISE_KEYS, descriptor)
-        for phase in (Phase.SHARE_KEYS, Phase.MASKED_INPUT, Phase.CONSISTENCY, Phase.UNMASKING):
+        for phase in federation.session.protection.phases[1:]:
             broadcast = self._close()
             for silo in self.cohort:
                 message = broadcast.get(silo.name) if isinstance(broadcast, Mapping) else broadcast
@@ -428,11 +469,14 @@ class _Play:
                 admitted = client.admit(told, silo.member, self._expected, ledger)
                 recorded = ledger.record(admitted.entry)
                 silo.state, reply = client.advertise_keys(admitted, recorded, entropy=entropy)
-            case Roster():
+            case Roster() if silo.member.session.protection.masks:
                 silo.state, reply = client.share_keys(silo.state, told, entropy=entropy)
+            case Roster():
+                assert silo.vector is not None
+                silo.state, reply = client.seal_input(silo.state, told, silo.vector, silo.seed)
             case Dealt():
                 assert silo.vector is not None
-                silo.state, reply = client.mask_input(silo.state, told, silo.vector)
+                silo.state, reply = client.mask_input(silo.state, told, silo.vector, silo.seed)
             case Survivors():
                 silo.state, reply = client.check_survivors(silo.state, told, ledger)
             case _:
@@ -464,7 +508,8 @@ class _Play:
         told = result
         if self._script.tamper is not None:
             told = self._script.tamper(silo.name, result)
-        state = silo.state if isinstance(silo.state, client.SharesRevealed) else None
+        done = (client.SharesRevealed, client.SurvivorsSigned)
+        state = silo.state if isinstance(silo.state, done) else None
         try:
             client.check_result(told, silo.member, self._expected, state)
         except FaultyServer as refusal:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -24,6 +26,7 @@ from secagg.config import (
     Phase,
     Policy,
     Protection,
+    RingBits,
     SessionConfig,
     SiloId,
     TaskConfig,
@@ -36,6 +39,7 @@ from secagg.config import (
     silo_id,
 )
 from secagg.errors import ConfigError, PolicyRefused
+from secagg.suite import Suite
 
 NOT_POSITIVE = [0.0, -0.0, -1.0, math.nan, math.inf, -math.inf]
 
@@ -383,10 +387,96 @@ def test_no_security_parameter_has_a_default() -> None:
         "train_deadline",
         "phase_deadline",
         "max_attempts",
+        "suite",
     }
-    assert defaulted(TaskConfig) == {"metrics"}
-    assert defaulted(Policy) == {"repeat_sessions"}
+    assert defaulted(TaskConfig) == {"metrics", "ring_bits"}
+    assert defaulted(Policy) == {"repeat_sessions", "key_directory"}
     assert defaulted(Metric) == defaulted(ThresholdRule) == set()
+
+
+def test_a_suite_or_a_word_size_left_out_is_none_and_stands_for_nothing() -> None:
+    """Both are None by default, and each is required where it counts: never filled in."""
+    bare = {field.name: getattr(task(), field.name) for field in dataclasses.fields(TaskConfig)}
+    del bare["ring_bits"]
+    wordless = TaskConfig(**bare)
+    assert wordless.ring_bits is None
+    refused("ring", lambda: session(tasks=(wordless,)))
+    refused("ring", lambda: session(tasks=(task(), replace(wordless, name="count"))))
+    for protection in (Protection.CKKS, Protection.CKKS_MASKED):
+        error = refused("suite", lambda p=protection: session(protection=p, tasks=(wordless,)))
+        assert f"protection = {protection}" in error.observed
+        assert "ckks-54" in error.remedy
+    assert session().suite is None
+    assert policy().key_directory is None
+
+
+RING_BITS: tuple[RingBits | None, ...] = (None, 16, 32, 64)
+
+
+@pytest.mark.parametrize("protection", Protection)
+@pytest.mark.parametrize("suite", [None, *Suite])
+@pytest.mark.parametrize("first", RING_BITS)
+@pytest.mark.parametrize("second", RING_BITS)
+def test_protection_suite_and_words_agree_or_there_is_no_session(
+    protection: Protection, suite: Suite | None, first: RingBits | None, second: RingBits | None
+) -> None:
+    """Every combination, with two tasks: sealing needs the suite and no words, masking the words
+    of every task and no suite."""
+    tasks = (task(ring_bits=first), task(name="count", ring_bits=second))
+
+    def make() -> SessionConfig:
+        return session(protection=protection, suite=suite, tasks=tasks)
+
+    seals = protection is not Protection.MASKED
+    if (suite is not None) != seals:
+        error = refused("suite", make)
+        assert f"suite = {suite}" in error.observed
+    elif [first is None, second is None] != [seals, seals]:
+        error = refused("ring", make)
+        wrong = first if (first is None) != seals else second
+        assert f"ring_bits = {wrong}" in error.observed
+        assert str(protection) in error.observed
+    else:
+        assert make().protection.seals is seals
+        return
+    assert error.remedy
+
+
+def test_what_each_protection_is() -> None:
+    assert {p.value: (p.masks, p.seals) for p in Protection} == {
+        "masked": (True, False),
+        "ckks": (False, True),
+        "ckks+masked": (True, True),
+    }
+
+
+def sealed(**changes: Any) -> SessionConfig:
+    values = {"protection": Protection.CKKS, "suite": Suite.CKKS_54}
+    return session(**values | {"tasks": (task(ring_bits=None),)} | changes)
+
+
+def test_capacity_is_proven_for_the_largest_possible_cohort(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unreachable while the suite has room for MAX_COHORT; were the cap raised, it still stands."""
+    assert len(sealed(silos=silos(MAX_COHORT), min_cohort=200).silos) == MAX_COHORT
+    monkeypatch.setattr("secagg.config.MAX_COHORT", 4096)
+    assert sealed(silos=silos(362), min_cohort=200).suite is Suite.CKKS_54
+    error = refused("ckks-capacity", lambda: sealed(silos=silos(363), min_cohort=200))
+    assert "363 silos" in error.observed
+
+
+@pytest.mark.parametrize("protection", [Protection.CKKS, Protection.CKKS_MASKED])
+def test_a_sealed_session_file(protection: Protection) -> None:
+    text = SESSION_TOML.replace('"masked"', f'"{protection}"\nsuite = "ckks-54"')
+    text = text.replace("ring_bits = 32\n", "")
+    read = parse_toml(SessionConfig, text, "session.toml")
+    assert read == sealed(protection=protection)
+    table = json.loads(json.dumps(dataclasses.asdict(read)))
+    assert parse_table(SessionConfig, table, "session") == read
+    for wrong in ('"ckks-55"', '""', '"CKKS-54"', "54", "false", '["ckks-54"]'):
+        bad = text.replace('"ckks-54"', wrong)
+        refused("config-file", lambda bad=bad: parse_toml(SessionConfig, bad, "session.toml"))
 
 
 def test_the_phases_in_order() -> None:
@@ -422,6 +512,7 @@ def test_bad_policies(changes: dict[str, int]) -> None:
     ("code", "floors", "changes"),
     [
         ("policy-protection", {"protections": ()}, {}),
+        ("policy-protection", {"protections": (Protection.CKKS, Protection.CKKS_MASKED)}, {}),
         ("policy-colluders", {"colluders": 2, "min_threshold": 4}, {}),
         ("policy-min-cohort", {"min_cohort": 4}, {}),
         ("policy-ring", {}, {"ring_bits": 16}),
@@ -441,6 +532,47 @@ def test_each_floor_of_a_policy_against_a_session(
         policy(**floors).check_session(first_good)
     assert error.value.code == code
     assert error.value.remedy
+
+
+@pytest.mark.parametrize("wanted", Protection)
+@pytest.mark.parametrize(
+    "allowed",
+    [subset for size in range(4) for subset in itertools.combinations((*Protection,), size)],
+    ids=lambda names: ",".join(names) or "none",
+)
+def test_a_silo_takes_part_in_the_protections_that_its_policy_names(
+    wanted: Protection, allowed: tuple[Protection, ...]
+) -> None:
+    """Plain ckks above all: no other protection of the list stands for it."""
+    asked = session() if wanted is Protection.MASKED else sealed(protection=wanted)
+    mine = policy(protections=allowed)
+    if wanted in allowed:
+        mine.check_session(asked)
+        return
+    with pytest.raises(PolicyRefused) as error:
+        mine.check_session(asked)
+    assert error.value.code == "policy-protection"
+    assert f"protection = {wanted}" in error.value.observed
+
+
+def test_word_sizes_of_a_policy_are_of_masked_sums_alone() -> None:
+    mine = policy(protections=tuple(Protection), ring_bits=())
+    mine.check_session(sealed())
+    mine.check_session(sealed(protection=Protection.CKKS_MASKED))
+    with pytest.raises(PolicyRefused) as error:
+        mine.check_session(session())
+    assert error.value.code == "policy-ring"
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [("policy-clip", {"clip": Clip.ELEMENT}), ("policy-weight-cap", {"weight_cap": 100.5})],
+)
+def test_other_floors_hold_for_sealed_tasks_too(code: str, changes: dict[str, Any]) -> None:
+    tasks = (task(ring_bits=None), task(name="second", ring_bits=None, **changes))
+    with pytest.raises(PolicyRefused) as error:
+        policy(protections=(Protection.CKKS,)).check_session(sealed(tasks=tasks))
+    assert error.value.code == code
 
 
 def test_floors_at_their_ends_allow() -> None:
@@ -539,6 +671,11 @@ def test_a_policy_file() -> None:
     assert parse_toml(Policy, POLICY_TOML, "policy.toml") == policy()
     named = parse_toml(Policy, POLICY_TOML + 'repeat_sessions = ["trial"]', "policy.toml")
     assert named == policy(repeat_sessions=("trial",))
+    kept = parse_toml(Policy, POLICY_TOML + 'key_directory = "keys"', "policy.toml")
+    assert kept == policy(key_directory="keys")
+    for bad in ('protections = ["ckks", "none"]', 'protections = "ckks"'):
+        text = POLICY_TOML.replace('protections = ["masked"]', bad)
+        refused("config-file", lambda text=text: parse_toml(Policy, text, "policy.toml"))
 
 
 def test_a_table_that_came_as_json() -> None:

@@ -46,3 +46,13 @@ def test_every_make_target_named_exists() -> None:
 
 def test_the_example_session_parses() -> None:
     assert read_session(ROOT / "examples" / "heart.toml", "heart").name == "heart-disease"
+
+
+def test_the_example_session_with_what_the_readme_says_of_ckks(tmp_path: Path) -> None:
+    two = next(block for block in blocks("toml") if "suite" in block)
+    text = (ROOT / "examples" / "heart.toml").read_text()
+    text = re.sub(r"^(protection|ring_bits) = .*\n", "", text, flags=re.MULTILINE)
+    file = tmp_path / "heart.toml"
+    file.write_text(two + text)
+    config = read_session(file, "heart")
+    assert (config.protection, config.suite) == ("ckks+masked", "ckks-54")

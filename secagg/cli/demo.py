@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from secagg.ckks.engine import require
 from secagg.config import Protection
 from secagg.errors import ConfigError
 
@@ -62,6 +63,8 @@ def demo(
         ) from None
 
     torch.set_num_threads(1)
+    if Protection(protection).seals:
+        require()
     console = Console(stderr=as_json, quiet=as_json)
     with tempfile.TemporaryDirectory(prefix="secagg-demo-") as root:
         measured = run(

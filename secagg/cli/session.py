@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from secagg.config import SessionConfig, parse_table
+from secagg.config import Protection, SessionConfig, parse_table
 from secagg.errors import ConfigError
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
@@ -117,11 +117,19 @@ def show(name: str, profile: Path | None, as_json: bool) -> None:
         return
     config = reply.config
     console = Console()
+    protection = Protection(config.protection)
+    how = [f"suite {config.suite}"] if protection.seals else []
+    how += [f"masks {config.mask_prg}"] if protection.masks else []
     console.print(
-        f"[bold]{name}[/] is {reply.summary.state}: protection {config.protection}, "
+        f"[bold]{name}[/] is {reply.summary.state}: protection {protection}, "
         f"n_c = {config.colluders}, threshold {config.threshold}, "
-        f"at least {config.min_cohort} of {len(config.silos)} silos, masks {config.mask_prg}"
+        f"at least {config.min_cohort} of {len(config.silos)} silos, {', '.join(how)}"
     )
+    if not protection.masks:
+        console.print(
+            "[bold]Updates are encrypted and not masked: any silo that works with the coordinator "
+            "can read every update.[/] Under ckks+masked, the two together read the sums alone."
+        )
     if reply.phase:
         console.print(f"round {reply.round}, attempt {reply.attempt}: {reply.phase}")
     if reply.HasField("last_abort"):

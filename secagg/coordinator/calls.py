@@ -15,15 +15,19 @@ from typing import Any, Final, TypeAlias
 
 from google.protobuf.message import Message
 
+from secagg.ckks.custody import KeyBox
 from secagg.config import SiloId
+from secagg.coordinator.bridges import gone
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.spool import Blob, Upload
 from secagg.coordinator.state import Ended, Event
-from secagg.errors import MalformedMessage, RoleRefused, RoundAborted
+from secagg.errors import MalformedMessage, NotFound, RoleRefused, RoundAborted
 from secagg.masking import messages as core
 from secagg.pki.names import Role
+from secagg.suite import KeyName
 from secagg.wire import attempt as wire
+from secagg.wire import custody as wire_custody
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 
@@ -138,8 +142,95 @@ def ProposeTask(  # noqa: N802
 @_method(Role.SILO, How.WORKS)
 def Ready(session: Session, request: api.ReadyRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
     """An update exists."""
-    session.ready(silo, request.task, request.base, now)
+    session.ready(silo, request.task, request.base, now, wire.key_from_wire(request))
     return api.Ack()
+
+
+@_method(Role.SILO, How.WAITS)
+def AskKey(session: Session, request: api.AskKeyRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
+    """The session's key: a box with it, or a request to make it."""
+    asked = wire_custody.request_from_wire(request.request)
+    _check_sender(asked.silo, silo)
+    answer = session.ask_key(silo, asked, now)
+    match answer:
+        case KeyBox():
+            return api.AskKeyReply(box=wire_custody.box_to_wire(answer))
+        case bool():
+            return api.AskKeyReply(make=True) if answer else None
+        case _:
+            return api.AskKeyReply(epoch=answer)
+
+
+@_method(Role.SILO, How.WORKS)
+def AnnounceKey(  # noqa: N802
+    session: Session, request: api.AnnounceKeyRequest, silo: SiloId, now: float
+) -> Reply:
+    """The key of an epoch is made."""
+    session.announce_key(silo, _key(request), tuple(SiloId(name) for name in request.members))
+    return api.Ack()
+
+
+@_method(Role.SILO, How.WAITS)
+def AwaitKeyRequests(  # noqa: N802
+    session: Session, request: api.AwaitKeyRequestsRequest, silo: SiloId, now: float
+) -> Reply:
+    """Who asks for the key."""
+    waiting = session.key_requests(silo, _key(request))
+    wanted = session.checkpoints_wanted(silo, now)
+    if not waiting and not wanted:
+        return None
+    return api.AwaitKeyRequestsReply(
+        requests=[wire_custody.request_to_wire(r) for r in waiting],
+        checkpoints=[api.CheckpointWish(task=task, results=n) for task, n in wanted],
+    )
+
+
+@_method(Role.SILO, How.WORKS)
+def SendKeyBox(session: Session, request: api.SendKeyBoxRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
+    """The key, for one silo that asked."""
+    box = wire_custody.box_from_wire(request.box)
+    _check_sender(box.sender, silo)
+    session.send_key_box(silo, box)
+    return api.Ack()
+
+
+@_method(Role.SILO, How.WORKS)
+def EndKey(session: Session, request: api.EndKeyRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
+    """A sum did not open."""
+    session.end_key(silo, _key(request), request.round)
+    return api.Ack()
+
+
+@_method(Role.SILO, How.WAITS)
+def AskCheckpoint(  # noqa: N802
+    session: Session, request: api.AskCheckpointRequest, silo: SiloId, now: float
+) -> Reply:
+    """Other silos' checkpoints, once there are enough."""
+    wish = request.wish
+    found = session.ask_checkpoint(silo, wish.task, wish.results, wish.need, request.refused, now)
+    if not found:
+        return None
+    return api.AskCheckpointReply(
+        checkpoints=[wire_custody.checkpoint_to_wire(checkpoint) for checkpoint in found]
+    )
+
+
+@_method(Role.SILO, How.WORKS)
+def OfferCheckpoint(  # noqa: N802
+    session: Session, request: api.OfferCheckpointRequest, silo: SiloId, now: float
+) -> Reply:
+    """A checkpoint for others."""
+    checkpoint = wire_custody.checkpoint_from_wire(request.checkpoint)
+    _check_sender(checkpoint.sender, silo)
+    session.offer_checkpoint(silo, checkpoint)
+    return api.Ack()
+
+
+def _key(request: Any) -> KeyName:
+    key = wire.key_from_wire(request)
+    if key is None:
+        raise MalformedMessage("key-name", "A message about a key names none.")
+    return key
 
 
 @_method(Role.SILO, How.WORKS)
@@ -152,7 +243,8 @@ def Leave(session: Session, request: api.LeaveRequest, silo: SiloId, now: float)
 @_method(Role.SILO, How.WAITS)
 def Next(session: Session, request: api.NextRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
     """What comes after what the silo has seen."""
-    event = session.next(silo, request.round, request.attempt, request.seen)
+    key = wire.key_from_wire(request)
+    event = session.next(silo, request.round, request.attempt, request.seen, key)
     return None if event is None else _told(event, request.attempt, request.round)
 
 
@@ -169,7 +261,7 @@ def Send(session: Session, request: api.SendRequest, silo: SiloId, now: float) -
 def PutChunk(  # noqa: N802
     session: Session, request: api.PutChunkRequest, silo: SiloId, now: float
 ) -> Reply:
-    """One chunk of a vector or of initial weights."""
+    """One chunk of a vector, of initial weights or of a checkpoint."""
     blob, total = request.blob, request.total
     match blob.WhichOneof("of"):
         case "vector":
@@ -177,8 +269,12 @@ def PutChunk(  # noqa: N802
             upload = session.vector_upload(silo, where.round, where.attempt, total)
         case "weights":
             upload = session.weights_upload(silo, blob.weights, total, now)
+        case "checkpoint":
+            offered = blob.checkpoint
+            _check_sender(offered.sender, silo)
+            upload = session.checkpoint_upload(silo, offered.task, offered.digest, total, now)
         case _:
-            raise MalformedMessage("blob-kind", "Only vectors and weights are uploaded.")
+            raise MalformedMessage("blob-kind", "Sums are not uploaded.")
     return functools.partial(_put, upload, request.offset, request.data)
 
 
@@ -191,19 +287,30 @@ def _put(upload: Upload, offset: int, data: bytes) -> Message:
 def GetChunk(  # noqa: N802
     session: Session, request: api.GetChunkRequest, silo: SiloId, now: float
 ) -> Reply:
-    """One chunk of a sum or of initial weights."""
+    """One chunk of a sum, of initial weights or of a checkpoint."""
     match request.blob.WhichOneof("of"):
         case "sum":
             stored = session.sum_blob(request.blob.sum)
         case "weights":
             stored = session.weights_blob(request.blob.weights)
+        case "checkpoint":
+            wanted = request.blob.checkpoint
+            offer = session.checkpoint_blob(silo, wanted.task, wanted.sender, wanted.digest, now)
+            return functools.partial(_get_offer, offer, request.offset)
         case _:
-            raise MalformedMessage("blob-kind", "Only sums and weights are downloaded.")
+            raise MalformedMessage("blob-kind", "Vectors are not downloaded.")
     return functools.partial(_get, stored, request.offset)
 
 
 def _get(stored: Blob, offset: int) -> Message:
     return api.GetChunkReply(data=stored.chunk(offset))
+
+
+def _get_offer(stored: Blob, offset: int) -> Message:
+    try:
+        return _get(stored, offset)
+    except NotFound as error:  # its file may go at any time
+        raise (gone() if error.code == "session-unknown" else error) from None
 
 
 @_method(Role.SILO, How.LOOKS)

@@ -16,6 +16,7 @@ from secagg.errors import RoundAborted
 from secagg.masking.manifest import Manifest
 from secagg.masking.messages import Descriptor, Result
 from secagg.masking.server import ClientMessage
+from secagg.suite import KeyName
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
 from secagg.wire._pb import journal_pb2 as pb
@@ -33,6 +34,17 @@ def task_opened(signed: SignedOpening, weights: Stored | None) -> pb.Record:
     opening = wire_session.opening_to_wire(signed)
     stored = None if weights is None else stored_to_wire(weights)
     return pb.Record(task_opened=pb.TaskOpened(opening=opening, weights=stored))
+
+
+def epoch_begun(epoch: int) -> pb.Record:
+    """An epoch of keys has begun."""
+    return pb.Record(keyed=pb.Keyed(epoch=epoch))
+
+
+def key_announced(key: KeyName, members: Mapping[SiloId, bytes]) -> pb.Record:
+    """The key of an epoch is made."""
+    who = [pb.Member(name=name, key=identity) for name, identity in members.items()]
+    return pb.Record(keyed=pb.Keyed(epoch=key.epoch, key_id=key.key_id, members=who))
 
 
 def said_ready(silo: SiloId, task: str) -> pb.Record:

@@ -26,6 +26,7 @@ from secagg.errors import (
 )
 from secagg.masking import transcript
 from secagg.masking.messages import MaskedInput
+from secagg.suite import KeyName
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
 from secagg.wire._pb import journal_pb2 as pb
@@ -75,6 +76,8 @@ class _Retrace:
         match record.WhichOneof("record"):
             case "task_opened":
                 self._task(record.task_opened)
+            case "keyed":
+                self._key(record.keyed)
             case "said_ready":
                 self._session.note_ready(
                     SiloId(record.said_ready.silo), record.said_ready.task, now
@@ -109,7 +112,7 @@ class _Retrace:
         if manifest.digest() != descriptor.manifest_digest:
             raise damaged(f"an attempt of session {self._session.config.name} has another manifest")
         opening = self._session.opening(
-            descriptor.task, descriptor.attempt, descriptor.cohort, manifest
+            descriptor.task, descriptor.attempt, descriptor.cohort, manifest, descriptor.key
         )
         expected = (
             self._session.session_id,
@@ -118,6 +121,9 @@ class _Retrace:
             opening.base,
         )
         found = (descriptor.session_id, descriptor.session_hash, descriptor.round, descriptor.base)
+        keys = self._session.keys
+        if descriptor.key != (keys.key if keys else None):
+            raise damaged(f"an attempt of session {self._session.config.name} has another key")
         self._check_origin(
             found == expected,
             SIGN_DESCRIPTOR,
@@ -126,6 +132,17 @@ class _Retrace:
             descriptor.signature,
         )
         self._session.note_attempt(opening, descriptor, now)
+
+    def _key(self, keyed: pb.Keyed) -> None:
+        desk, name = self._session.keys, self._session.config.name
+        if desk is None:
+            raise damaged(f"session {name} has a key and seals nothing")
+        key = KeyName(keyed.epoch, keyed.key_id) if keyed.key_id else None
+        follows = keyed.epoch > desk.epoch if key is None else keyed.epoch == desk.epoch
+        if not follows or (key is not None and desk.key is not None):
+            raise damaged(f"the epochs of session {name}'s keys do not follow each other")
+        members = {SiloId(member.name): member.key for member in keyed.members}
+        self._session.note_key(keyed.epoch, key, members)
 
     def _closing(self, closed: pb.PhaseClosed, now: float) -> None:
         live = self._live()

@@ -20,12 +20,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Final, cast
 
+from secagg.ckks.custody import KeyBox, KeyRequest
 from secagg.config import Phase, SessionConfig, SiloId
 from secagg.coordinator import records
+from secagg.coordinator.bridges import Bridges, Wish
+from secagg.coordinator.keys import KeyDesk
 from secagg.coordinator.spool import Blob, Stored, Upload
 from secagg.coordinator.standing import Means, Standing
 from secagg.coordinator.state import (
@@ -39,6 +42,8 @@ from secagg.coordinator.state import (
     Step,
 )
 from secagg.crypto.digest import root_digest
+from secagg.crypto.labels import SIGN_KEY_REQUEST
+from secagg.crypto.sign import verify
 from secagg.errors import (
     Conflict,
     FaultyClient,
@@ -56,7 +61,9 @@ from secagg.masking import transcript
 from secagg.masking.messages import MaskedInput, Result, Unmasking
 from secagg.masking.server import ClientMessage, describe
 from secagg.ring.vectors import Vector
+from secagg.suite import KeyName
 from secagg.wire._pb import journal_pb2 as pb
+from secagg.wire.custody import SignedCheckpoint
 from secagg.wire.session import SignedOpening
 
 MAX_CHANGES: Final = 1000
@@ -89,6 +96,8 @@ class Session(Standing):
         self.last_call: dict[SiloId, float] = {}
         self._opening_transcript = transcript.opening_transcript(self.session_hash, session_id)
         self._proposals: dict[str, Proposal] = {}
+        folder, chunk = f"{self.folder}/bridges", config.chunk_bytes
+        self._bridges = Bridges(means.disk, folder, chunk, means.entropy)
         self._changes = Counter[SiloId]()
 
     @classmethod
@@ -154,11 +163,19 @@ class Session(Standing):
             signed.verify(self._key_of(silo), self._opening_transcript)
         except MalformedMessage as error:
             raise FaultyClient(silo, "message-signature", error.observed) from None
-        self.codec(signed)  # a schema that the task cannot hold is refused before anything
+        if bool(signed.sealed_digest) != self._weights_are_sealed(signed):
+            raise FaultyClient(
+                silo, "weights-sealed", "Initial weights are sealed where the session seals."
+            )
+        self.vector_length(signed)  # what the task cannot hold is refused before anything
         weights = self._take_weights(silo, signed, proposal)
         self.note_task(signed, weights)
         del self._proposals[name]
         self._log(lambda: records.task_opened(signed, weights), lasting=True)
+
+    def _weights_are_sealed(self, signed: SignedOpening) -> bool:
+        has_weights = signed.opening.weights_digest != transcript.NO_WEIGHTS
+        return has_weights and self.config.protection.seals
 
     def _key_of(self, silo: SiloId) -> bytes:
         key = self.means.manifest().silos.get(silo)
@@ -179,7 +196,7 @@ class Session(Standing):
             if upload.missing is not None:
                 raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
             stored = upload.stored()
-            if root_digest(stored.chunk_digests) != signed.opening.weights_digest:
+            if root_digest(stored.chunk_digests) != signed.uploaded_digest:
                 raise FaultyClient(
                     silo, "weights-digest", "The initial weights are not those signed."
                 )
@@ -206,11 +223,164 @@ class Session(Standing):
             proposal.upload = self._upload(self.weights_name(task), total, proposal.upload)
         return proposal.upload
 
-    def ready(self, silo: SiloId, task: str, base: bytes, now: float) -> None:
+    # What silos say of the session's key, where it seals.
+
+    def ask_key(self, silo: SiloId, request: KeyRequest, now: float) -> KeyBox | int | bool:
+        """Answer a silo that wants the session's key (``KeyDesk.ask``).
+
+        Raises:
+            FaultyClient: the request is not signed by it: nobody would answer.
+        """
+        desk, tau = self._desk(silo), self._opening_transcript
+        if not desk.knows(request):
+            try:
+                key = self._key_of(silo)
+                verify(key, SIGN_KEY_REQUEST, tau, request.body(), request.signature)
+            except MalformedMessage as error:
+                raise FaultyClient(silo, "message-signature", error.observed) from None
+        return desk.ask(request, now)
+
+    def announce_key(self, silo: SiloId, key: KeyName, members: tuple[SiloId, ...]) -> None:
+        """Note that a silo has made the key that it was asked for.
+
+        Raises:
+            As ``KeyDesk.check_announcement``.
+        """
+        present = self._members()
+        if self._desk(silo).check_announcement(silo, key, members, present):
+            self.note_key(key.epoch, key, present)
+            self._log(lambda: records.key_announced(key, present), lasting=True)
+
+    def key_requests(self, silo: SiloId, key: KeyName) -> list[KeyRequest]:
+        """Who waits for a key that this silo has (``KeyDesk.requests``)."""
+        return self._desk(silo).requests(silo, key)
+
+    def send_key_box(self, silo: SiloId, box: KeyBox) -> None:
+        """Leave a key for another silo (``KeyDesk.put``)."""
+        self._desk(silo).put(box)
+
+    def end_key(self, silo: SiloId, key: KeyName, round_number: int) -> None:
+        """Note that a sum did not open under a key: its epoch ends when two silos say so."""
+        under = [result.round for result in self.results if result.key == key]
+        if self._desk(silo).fails(silo, key, round_number, under):
+            self._next_epoch()
+
+    # Checkpoints for silos that cannot open past sums.
+
+    def ask_checkpoint(
+        self,
+        silo: SiloId,
+        task: str,
+        results: int,
+        need: int,
+        refused: Collection[str],
+        now: float,
+    ) -> list[SignedCheckpoint]:
+        """Return others' checkpoints of a task, or none while there are not enough.
+
+        Args:
+            silo: who asks.
+            task: which.
+            results: how many it can do without help.
+            need: so many silos' it wants, after the same results, which are more.
+            refused: silos whose checkpoints are no use to it.
+            now: by the driver's clock; the wish lives for a minute from it.
+
+        Raises:
+            NotFound: the session has no such task.
+            FaultyClient: nobody could ever give that.
+        """
+        self._desk(silo)
+        self._check_task(task)
+        silos = set(self.config.silos)
+        possible = 0 <= results < self.released(task) and 1 <= need < len(silos)
+        if not (possible and silos >= set(refused)):
+            raise FaultyClient(silo, "checkpoint-wish", "There can be no such checkpoints.")
+        names = frozenset(SiloId(name) for name in refused)
+        return self._bridges.ask(silo, task, Wish(results, need, names), now)
+
+    def checkpoints_wanted(self, silo: SiloId, now: float) -> list[tuple[str, int]]:
+        """Which checkpoints others wait for: each is told once in ``SHOW_SECONDS``."""
+        return self._bridges.wanted(silo, now)
+
+    def checkpoint_upload(
+        self, silo: SiloId, task: str, digest: bytes, total: int, now: float
+    ) -> Upload:
+        """Return where a silo's checkpoint for others goes.
+
+        Raises:
+            TooLate: nobody waits for one.
+            QuotaExceeded: it is larger than this coordinator takes, or enough are on their way.
+        """
+        self._desk(silo)
+        self._check_task(task)
+        if not 0 < total <= self.means.max_weights_bytes:
+            raise QuotaExceeded("checkpoint-size", f"A checkpoint of {total} bytes is too large.")
+        return self._bridges.upload(silo, task, digest, total, now)
+
+    def offer_checkpoint(self, silo: SiloId, checkpoint: SignedCheckpoint) -> None:
+        """Take a silo's uploaded checkpoint for those who wait for it.
+
+        Raises:
+            TooLate: nobody waits for one any more, or for one after so few results.
+            FaultyClient: not signed by it, after more results than there are, or not complete.
+        """
+        self._desk(silo)
+        self._check_task(checkpoint.task)
+        try:
+            checkpoint.verify(self._key_of(silo), self._opening_transcript)
+        except MalformedMessage as error:
+            raise FaultyClient(silo, "message-signature", error.observed) from None
+        if checkpoint.results > self.released(checkpoint.task):
+            raise FaultyClient(silo, "checkpoint-results", "There are not so many results.")
+        self._bridges.put(silo, checkpoint)
+
+    def checkpoint_blob(
+        self, silo: SiloId, task: str, sender: str, digest: bytes, now: float
+    ) -> Blob:
+        """A sealed checkpoint, by the digest that its sender signed.
+
+        Raises:
+            NotFound: it is not there any more.
+        """
+        offer = self._bridges.fetch(silo, task, SiloId(sender), digest, now)
+        return self._blob(offer.name, offer.stored)
+
+    def _desk(self, silo: SiloId) -> KeyDesk:
+        self._check_active()
+        if self.keys is None:
+            raise FaultyClient(silo, "key-unused", "This session's updates are not sealed.")
+        return self.keys
+
+    def _members(self) -> dict[SiloId, bytes]:
+        """Identity keys of the session's silos that are in the manifest."""
+        known = self.means.manifest().silos
+        return {silo: known[silo] for silo in self.config.silos if silo in known}
+
+    def _mind_keys(self, now: float) -> bool:
+        """End an epoch that is over; return whether silos have something new to see."""
+        if self.keys is None:
+            return False
+        if self.keys.worn(self._members(), now):
+            self._next_epoch()
+            return True
+        self._bridges.expire(now, self._members())
+        return self.keys.heard() | self._bridges.heard()
+
+    def _next_epoch(self) -> None:
+        assert self.keys is not None
+        epoch = self.keys.following
+        self.note_key(epoch, None)
+        self._log(lambda: records.epoch_begun(epoch), lasting=True)
+
+    def ready(
+        self, silo: SiloId, task: str, base: bytes, now: float, key: KeyName | None = None
+    ) -> None:
         """Note that a silo has an update for a task on a base.
 
         Raises:
             StaleModel: the base is not the session's: the silo has to catch up first.
+            StaleKey: it would be sealed under another key than the session's newest one.
             SessionEnded: the task has released all its results, or the session is over.
             NotFound: the task is not open.
         """
@@ -225,10 +395,15 @@ class Session(Standing):
                 f"The update for {task} is not on the session's current base.",
                 "Fetch the signed results that are missing, apply them and train again.",
             )
+        self._check_key(key)
         if self.ready_for.get(silo) != task:
             self._count_change(silo)
             self.note_ready(silo, task, now)
             self._log(lambda: records.said_ready(silo, task))
+
+    def _check_key(self, key: KeyName | None) -> None:
+        if self.keys is not None:
+            self.keys.check(key)
 
     def _count_change(self, silo: SiloId) -> None:
         """Bound what one silo can write into the journal of one attempt."""
@@ -326,12 +501,18 @@ class Session(Standing):
             for proposal in self._proposals.values():
                 proposal.discard()
             self._proposals.clear()
+            self._bridges.clear()
             self.state = State.ABORTED  # last: from now on it may be forgotten at any time
 
     # What silos ask.
 
-    def next(  # noqa: PLR0911 - one line an answer
-        self, silo: SiloId, round_number: int, attempt: int, seen: int
+    def next(
+        self,
+        silo: SiloId,
+        round_number: int,
+        attempt: int,
+        seen: int,
+        key: KeyName | None = None,
     ) -> Event | None:
         """What comes after what a silo has seen; None if nothing has yet.
 
@@ -339,10 +520,12 @@ class Session(Standing):
             silo: who asks.
             round_number: the round that it stands at.
             attempt: the newest attempt of that round that it joined; 0 for none.
-            seen: how many broadcasts of it; ``Step.LEFT`` if it takes no more part in it.
+            seen: the newest broadcast of it; ``Step.LEFT`` if it takes no more part in it.
+            key: what it would seal with; None if it only looks on.
 
         Raises:
             MalformedMessage: ``seen`` is no ``Step``.
+            StaleKey: it waits for an attempt under a key that is not the newest any more.
         """
         if seen not in STEPS:
             raise MalformedMessage("step-unknown", f"There is no step {seen}.")
@@ -362,11 +545,15 @@ class Session(Standing):
                 self.config.min_cohort,
                 because="The coordinator was set back: it knows of no such attempt.",
             )
-        if live is None or round_number != self.round:
-            return None
-        if live.number > attempt:
-            return live.event(silo, Step.NOTHING)
-        return live.event(silo, seen) if seen != Step.LEFT else None
+        event = None
+        if live is not None and round_number == self.round:
+            if live.number > attempt:
+                event = live.event(silo, Step.NOTHING)
+            elif seen != Step.LEFT:
+                return live.event(silo, seen)
+        if event is None and key is not None:
+            self._check_key(key)
+        return event
 
     def sum_blob(self, round_number: int) -> Blob:
         """A round's sum.
@@ -410,7 +597,7 @@ class Session(Standing):
         """Close what is due and open what can be; return whether anything changed."""
         if self.state is not State.ACTIVE:
             return False
-        if self._expire_proposals(now):
+        if self._expire_proposals(now) or self._mind_keys(now):
             return True
         live = self.attempt
         if live is None:
@@ -425,6 +612,8 @@ class Session(Standing):
         if self.state is not State.ACTIVE:
             return math.inf
         proposals = min((p.deadline for p in self._proposals.values()), default=math.inf)
+        if self.keys is not None:
+            proposals = min(proposals, self.keys.due(), self._bridges.due())
         if self.attempt is not None:
             return min(self.attempt.deadline, proposals)
         floor = len(self._largest_group()[1]) >= self.config.min_cohort
@@ -463,7 +652,8 @@ class Session(Standing):
         manifest = self.means.manifest()
         if not set(cohort) <= manifest.silos.keys():
             return  # somebody was revoked just now: the next look forms a cohort without it
-        opening = self.opening(task, self.attempts + 1, cohort, manifest)
+        key = None if self.keys is None else self.keys.key
+        opening = self.opening(task, self.attempts + 1, cohort, manifest, key)
         descriptor = describe(opening, self.means.identity, self.means.entropy)
         self.note_attempt(opening, descriptor, now)
         self._log(lambda: records.attempt_opened(descriptor, manifest))
@@ -517,6 +707,8 @@ class Session(Standing):
         self._log(lambda: records.released(result, stored), lasting=True, clear=True)
         self._drop_attempt()
         self.end_if_done()
+        if self.state is not State.ACTIVE:
+            self._bridges.clear()
 
     def _drop_attempt(self) -> None:
         """Forget the attempt and its vectors; after the record that makes them superfluous."""

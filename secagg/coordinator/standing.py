@@ -7,24 +7,30 @@ it is read back (``retrace``), by the same code, so that both lead to the same s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
+from secagg.ckks.codec import codec_of
 from secagg.config import SessionConfig, SiloId
 from secagg.coordinator.journal import Journal
+from secagg.coordinator.keys import KeyDesk
 from secagg.coordinator.spool import Stored
 from secagg.coordinator.state import Attempt, State, Task
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
 from secagg.disk import Disk
-from secagg.encoding.codec import Codec
 from secagg.errors import RoundAborted
 from secagg.masking import transcript
 from secagg.masking.manifest import Manifest
 from secagg.masking.messages import Descriptor, Result
 from secagg.masking.server import Broadcast, Opening, ServerRound
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import Ring, Vector, ring_of
+from secagg.suite import KeyName
 from secagg.wire.session import SignedOpening
+
+_NOBODY: Final[Mapping[SiloId, bytes]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +72,7 @@ class Standing:
         aborts: why those before it ended, by number.
         excluded: silos that are left out of the round's next attempts.
         ready_for: the task that a silo has an update for, by silo; the first since ``ready_since``.
+        keys: where silos hand each other the key, if the session seals.
     """
 
     def __init__(
@@ -89,23 +96,33 @@ class Standing:
         self.excluded: set[SiloId] = set()
         self.ready_for: dict[SiloId, str] = {}
         self.ready_since = math.inf
+        self.keys = KeyDesk(config.phase_deadline) if config.protection.seals else None
 
     @property
     def round(self) -> int:
         """Number of the current round."""
         return len(self.results) + 1
 
-    def codec(self, signed: SignedOpening) -> Codec:
-        """What encodes the vectors of a task; ConfigError or MalformedMessage if nothing can."""
+    def vector_length(self, signed: SignedOpening) -> int:
+        """Words of a task's vectors.
+
+        Raises:
+            ConfigError: the session has no such task.
+        """
         opening = signed.opening
-        return Codec(self.config.task(opening.task), opening.schema, len(self.config.silos))
+        return codec_of(self.config, opening.task, opening.schema).length
 
     def base(self, task: str) -> bytes:
         """What the next round of an open task starts from."""
         return transcript.base_of(self.history, self.tasks[task].hash)
 
     def opening(
-        self, task: str, attempt: int, cohort: tuple[SiloId, ...], manifest: Manifest
+        self,
+        task: str,
+        attempt: int,
+        cohort: tuple[SiloId, ...],
+        manifest: Manifest,
+        key: KeyName | None,
     ) -> Opening:
         """What an attempt at the current round is opened with."""
         return Opening(
@@ -118,6 +135,7 @@ class Standing:
             base=self.base(task),
             cohort=cohort,
             length=self.tasks[task].length,
+            key=key,
         )
 
     def released(self, task: str) -> int:
@@ -126,7 +144,7 @@ class Standing:
 
     def ring(self, live: Attempt) -> Ring:
         """The ring of an attempt's vectors."""
-        return Ring(self.config.task(live.server.opening.task).ring_bits)
+        return ring_of(self.config, live.server.opening.task)
 
     def vector(self, live: Attempt, data: memoryview) -> Vector:
         """An uploaded vector of an attempt."""
@@ -148,8 +166,17 @@ class Standing:
 
     def note_task(self, signed: SignedOpening, weights: Stored | None) -> None:
         """A task's opening is agreed."""
-        opening, length = signed.opening, self.codec(signed).length
+        opening, length = signed.opening, self.vector_length(signed)
         self.tasks[opening.task] = Task(signed, opening.digest(self.session_hash), length, weights)
+
+    def note_key(
+        self, epoch: int, key: KeyName | None, members: Mapping[SiloId, bytes] = _NOBODY
+    ) -> None:
+        """An epoch of keys has begun, or its key was announced; nobody is ready under another."""
+        assert self.keys is not None
+        self.keys.note(epoch, key, members)
+        self.ready_for.clear()
+        self.ready_since = math.inf
 
     def note_ready(self, silo: SiloId, task: str, now: float) -> None:
         """A silo has an update."""
@@ -190,6 +217,8 @@ class Standing:
         self.ready_for.clear()
         self.ready_since = math.inf
         self.attempts, self.aborts, self.excluded = 0, {}, set()
+        if self.keys is not None and result.key == self.keys.key:
+            self.keys.opened += 1
 
     def end_if_done(self) -> None:
         """End the session with its last result; from then on it may be forgotten at any time."""

@@ -34,7 +34,7 @@ class State(StrEnum):
 
 
 class Step(IntEnum):
-    """Broadcasts of an attempt that a silo has seen, as on the wire."""
+    """The newest broadcast of an attempt that a silo has seen, as on the wire."""
 
     NOTHING = 0
     DESCRIPTOR = 1
@@ -114,16 +114,18 @@ class Attempt:
         return (set(self.server.expected) & members) <= self.server.arrived | self.left
 
     def event(self, silo: SiloId, seen: int) -> Event | None:
-        """What this silo gets to see after ``seen`` broadcasts."""
+        """What this silo gets to see after it has seen a broadcast."""
         if seen == Step.NOTHING:
             return self.descriptor if silo in self.descriptor.cohort else None
         if seen == Step.SIGNATURES and self._unanswered(silo):
-            seen -= 1  # what it revealed was never written down: it is asked again
-        if seen > len(self.broadcasts) or silo not in self.members[seen - 1]:
-            return None
-        broadcast = self.broadcasts[seen - 1]
-        event = broadcast[silo] if isinstance(broadcast, Mapping) else broadcast
-        return cast(Event, event)
+            seen = Step.SURVIVORS  # what it revealed was never written down: it is asked again
+        for broadcast, members in zip(self.broadcasts, self.members, strict=True):
+            if _step(broadcast) > seen:
+                if silo not in members:
+                    return None
+                event = broadcast[silo] if isinstance(broadcast, Mapping) else broadcast
+                return cast(Event, event)
+        return None
 
     def _unanswered(self, silo: SiloId) -> bool:
         """Whether the coordinator lost what this silo revealed, in a restart."""
@@ -139,3 +141,15 @@ class Attempt:
         for upload in self.uploads.values():
             upload.close()
         self.uploads.clear()
+
+
+def _step(broadcast: Broadcast) -> Step:
+    match broadcast:
+        case Roster():
+            return Step.ROSTER
+        case Survivors():
+            return Step.SURVIVORS
+        case Signatures():
+            return Step.SIGNATURES
+        case _:
+            return Step.DEALT

@@ -22,6 +22,7 @@ from secagg.errors import (
     RoundAborted,
     SecaggError,
     SessionEnded,
+    StaleKey,
     StaleModel,
     StorageBusy,
     TooLate,
@@ -29,7 +30,14 @@ from secagg.errors import (
 
 CODE_KEY: Final = "secagg-code"
 _WRONG_PHASE: Final = frozenset(
-    {"phase-early", "chunk-gap", "attempt-unknown", "sender-unexpected", "task-proposer"}
+    {
+        "phase-early",
+        "chunk-gap",
+        "attempt-unknown",
+        "sender-unexpected",
+        "task-proposer",
+        "key-maker",
+    }
 )
 _BY_CLASS: Final[tuple[tuple[type[SecaggError], grpc.StatusCode], ...]] = (
     (IdentityRefused, grpc.StatusCode.UNAUTHENTICATED),
@@ -40,6 +48,7 @@ _BY_CLASS: Final[tuple[tuple[type[SecaggError], grpc.StatusCode], ...]] = (
     (MalformedMessage, grpc.StatusCode.INVALID_ARGUMENT),
     (TooLate, grpc.StatusCode.FAILED_PRECONDITION),
     (StaleModel, grpc.StatusCode.FAILED_PRECONDITION),
+    (StaleKey, grpc.StatusCode.FAILED_PRECONDITION),
     (RoundAborted, grpc.StatusCode.ABORTED),
     (SessionEnded, grpc.StatusCode.ABORTED),
     (NotFound, grpc.StatusCode.NOT_FOUND),

@@ -31,6 +31,7 @@ COMMITMENTS: Final = "commitments"
 BOXES: Final = "boxes"
 COMMIT: Final = "commit"
 LEDGER: Final = "ledger"
+CKKS_KEY: Final = "ckks-key"
 
 # Hashes of the coordinator's journal.
 JOURNAL_GENESIS: Final = "journal/genesis"
@@ -49,6 +50,11 @@ PAIR_STREAM: Final = "pair"
 SELF_STREAM: Final = "self"
 UPDATE: Final = "update"
 CHECKPOINT: Final = "checkpoint"
+CKKS_SECRET: Final = "ckks-secret"  # noqa: S105 - a label
+CKKS_C1: Final = "ckks-c1"
+KEY_BOX: Final = "key-box"
+WEIGHTS: Final = "weights"
+BRIDGE: Final = "bridge"
 
 # Vector digests (BLAKE3 derive-key context).
 VECTOR: Final = "secagg/1/vector"
@@ -62,6 +68,9 @@ SIGN_CONSISTENCY: Final = "consistency"
 SIGN_UNMASKING: Final = "unmasking"
 SIGN_RESULT: Final = "result"
 SIGN_TASK: Final = "task"
+SIGN_KEY_REQUEST: Final = "key-request"
+SIGN_KEY_BOX: Final = "key-box"
+SIGN_CHECKPOINT: Final = "checkpoint"
 SIGN_ENROLMENT: Final = "enrolment"
 
 

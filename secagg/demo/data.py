@@ -11,6 +11,10 @@ are one-hot without their first level. The levels are constants, so all silos ag
 features without telling each other what they hold. A label is 1 for any disease (num > 0).
 A cholesterol of 0 also means "not measured" (all of Switzerland, part of VA) and is kept, as there.
 
+Every feature is loaded in a public unit, about its greatest published value: magnitudes are then
+around 1 or below, so a secure sum of features needs no wide bound. A unit is a constant and takes
+nothing from a silo's rows; a feature that varies is standardised to the same in any unit.
+
 The silos share one mean and one variance without showing their own: each adds its ``statistics``
 in a secure sum, and everyone derives the same ``standardiser`` from the total.
 """
@@ -36,18 +40,25 @@ from secagg.errors import ConfigError, InputError
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Rows: TypeAlias = tuple[FloatArray, FloatArray]
-"""Features (rows, d) and labels (rows,), 0 or 1; raw units, float64."""
+"""Features (rows, d) and labels (rows,), 0 or 1; float64."""
 Fetch: TypeAlias = Callable[[str], bytes]
 """From a URL to the body found there; raises OSError or HTTPException."""
 
 DATA_SETS: Final = ("breast-cancer", "heart")
 
-STATISTICS_BOUND: Final = 2.0**36
+STATISTICS_BOUND: Final = 2.0**12
 """Bound on the magnitude of every element of ``statistics``, for any silo of either data set.
 
-A constant: a bound taken from a silo's rows would tell about them. The greatest element is the
-sum of squares of a worst area in breast-cancer, below 2**34 even if one silo held every row. With
-60 bits for the fraction of the bound, the resolution is 2**-24 of a feature's squared unit.
+A constant: a bound taken from a silo's rows would tell about them. At most 740 rows of features of
+magnitudes around 1 stay below 2**10, even if one silo held every row. The resolution is 2**-48 of
+a feature's squared unit where the encoding keeps 60 bits for the fraction of the bound, and about
+2**-22 where, as under CKKS, it keeps about 34.
+"""
+_CONSTANT: Final = 1e-6
+"""Variance, in a feature's squared unit, below which it may be no more than the sum's resolution.
+
+Over all silos the least variance of a feature is above 1e-3, and one silo's alone is above 1e-5
+unless it is 0. Four silos that each err by 2**-22 change one by less than 1e-7.
 """
 
 TRAIN_SHARE: Final = 0.66
@@ -55,9 +66,24 @@ DIRICHLET_CONCENTRATION: Final = 0.3
 MINIMUM_ROWS: Final = 30
 """Fewest rows of a breast-cancer silo, train and test together."""
 
+# Round numbers near the maxima in the data set's published summary (scikit-learn's DESCR), in its
+# order: radius, texture, perimeter, area, smoothness, compactness, concavity, concave points,
+# symmetry, fractal dimension.
+_CANCER_UNITS: Final = (
+    *(30.0, 40.0, 200.0, 2500.0, 0.2, 0.4, 0.5, 0.2, 0.3, 0.1),  # mean
+    *(3.0, 5.0, 25.0, 600.0, 0.04, 0.15, 0.4, 0.06, 0.08, 0.03),  # standard error
+    *(40.0, 50.0, 250.0, 4500.0, 0.25, 1.0, 1.25, 0.3, 0.7, 0.2),  # worst
+)
+
 HEART_FEATURES: Final = (
     *("age", "sex", "trestbps", "chol", "fbs", "thalach", "exang", "oldpeak"),
     *("cp-2", "cp-3", "cp-4", "restecg-1", "restecg-2"),
+)
+# Round upper ends of the clinical ranges: years, -, mmHg, mg/dl, -, beats a minute, -, mm of ST
+# depression; a feature that is 0 or 1 keeps its unit.
+_HEART_UNITS: Final = (
+    *(100.0, 1.0, 200.0, 500.0, 1.0, 200.0, 1.0, 5.0),
+    *(1.0, 1.0, 1.0, 1.0, 1.0),
 )
 HEART_SITES: Final[Mapping[str, str]] = MappingProxyType(
     {"cleveland": "cleveland", "hungary": "hungarian", "switzerland": "switzerland", "va": "va"}
@@ -85,7 +111,10 @@ _FETCH_BYTES: Final = 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiloData:
-    """One silo's rows: features raw (unstandardised) float64 (rows, d), labels float64 0 or 1."""
+    """One silo's rows: features float64 (rows, d), labels float64 0 or 1.
+
+    The features are not standardised; each is in its public unit, with magnitudes around 1.
+    """
 
     name: str
     x_train: FloatArray
@@ -181,7 +210,7 @@ def statistics(features: FloatArray) -> dict[str, FloatArray]:
     """What a silo adds to the secure sum from which all silos derive one mean and variance.
 
     Args:
-        features: (rows, d), raw float64.
+        features: (rows, d), float64, as in ``SiloData``.
 
     Returns:
         ``count`` of shape (), ``sum`` and ``square_sum`` of shape (d,); float64, magnitudes at
@@ -208,7 +237,7 @@ def standardiser(sums: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray
     """The mean and the (population) standard deviation of all rows that were counted.
 
     A feature that is constant over all rows gets deviation 1, so that it standardises to 0; one
-    whose variance is below 1e-9 of its mean square counts as constant, since that little is
+    whose variance is below 1e-6 of its squared unit counts as constant, since that little is
     rounding of the sum.
 
     Args:
@@ -224,14 +253,12 @@ def standardiser(sums: Mapping[str, FloatArray]) -> tuple[FloatArray, FloatArray
     if not count >= 1:
         raise InputError("statistics-empty", "The silos' statistics count no row.")
     mean = sums["sum"] / count
-    mean_square = sums["square_sum"] / count
-    variance = mean_square - np.square(mean)
-    varies = variance > 1e-9 * np.abs(mean_square)
-    return mean, np.sqrt(np.where(varies, variance, 1.0))
+    variance = sums["square_sum"] / count - np.square(mean)
+    return mean, np.sqrt(np.where(variance > _CONSTANT, variance, 1.0))
 
 
 def parse_site(text: str) -> Rows:
-    """The complete rows of one ``processed.*.data``: 13 features as in ``HEART_FEATURES``.
+    """The complete rows of one ``processed.*.data``: 13 features as in ``HEART_FEATURES``, raw.
 
     Raises:
         ValueError: a row has not 14 columns, or holds something that is no number.
@@ -260,7 +287,7 @@ def _heart(seed: int, read: Callable[[str], bytes]) -> Dataset:
     silos = []
     for name, site in HEART_SITES.items():
         x, y = parse_site(read(site).decode("ascii"))
-        silos.append(_cut(name, x, y, generator))
+        silos.append(_cut(name, x / _HEART_UNITS, y, generator))
     return Dataset("heart", tuple(silos))
 
 
@@ -276,7 +303,7 @@ def _breast_cancer(seed: int) -> Dataset:
     generator = np.random.default_rng(seed)
     parts = _deal_until_enough(y, 4, generator)
     silos = [
-        _cut(f"silo-{number}", x[rows], y[rows], generator)
+        _cut(f"silo-{number}", x[rows] / _CANCER_UNITS, y[rows], generator)
         for number, rows in enumerate(parts, start=1)
     ]
     return Dataset("breast-cancer", tuple(silos))

@@ -24,6 +24,7 @@ from secagg.demo.training import (
     pooled,
     standardise,
 )
+from secagg.ring.vectors import PRIME_BITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,16 +122,24 @@ def _accuracy(root: Path, records: Records, dataset: Dataset, seed: int) -> dict
 
 
 def _view(root: Path, records: Records, silo: str, numbers: Sequence[int]) -> dict[str, Any]:
-    """Correlate what the coordinator received of one silo with its true vectors, word by word."""
+    """Correlate what the coordinator received of one silo with its true vectors, word by word.
+
+    Where updates are sealed, their vectors are the numbers that were sealed, and there are a few
+    more words than numbers.
+    """
     seen, true = [], []
     for number in numbers:
         record = records.of(silo, number)
         if record is None or not record.facts["included"]:
             continue
-        words = record.arrays["encoded"]
+        own = record.arrays["encoded"]
         path = next((root / "tap").glob(f"{record.facts['session_round']}-*-{silo}"))
-        seen.append(_centred(np.fromfile(path, words.dtype)))
-        true.append(_centred(words))
+        if own.dtype == np.float64:
+            seen.append(np.fromfile(path, "<u8")[: len(own)] * 2.0**-PRIME_BITS - 0.5)
+            true.append(own)
+        else:
+            seen.append(_centred(np.fromfile(path, own.dtype)))
+            true.append(_centred(own))
     x, y = np.concatenate(true), np.concatenate(seen)
     return {"correlation": float(np.corrcoef(x, y)[0, 1]), "words": len(x)}
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from secagg.config import SessionConfig
 from secagg.demo.data import load
 from secagg.demo.play import Play
 from secagg.demo.report import report, show
@@ -54,7 +55,7 @@ def run(
     holds = {first: AFTER_KEYS, second: BEFORE_KEYS}
     if kill_coordinator:
         holds[dataset.names[3]] = MID_ROUND
-    enrol(root, dataset.names)
+    enrol(root, dataset.names, protection)
     config = session_config(dataset.names, protection)
     orders = [
         Orders(
@@ -69,7 +70,7 @@ def run(
     ]
     console.print(
         f"[bold]{len(orders)} silos[/] train on {data}; the coordinator adds what it cannot read "
-        f"({protection}: any {config.threshold_for(len(orders))} of {len(orders)} can open a sum)"
+        f"({protection}: {_opened_by(config, len(orders))})"
     )
     restarts = dataset.names[3] if kill_coordinator else ""
     play = Play(root, orders, tapped, config, console, restarts)
@@ -78,3 +79,9 @@ def run(
     measured["coordinator_restarts"] = play.restarts
     show(console, measured, tapped)
     return measured
+
+
+def _opened_by(config: SessionConfig, silos: int) -> str:
+    if config.protection.masks:
+        return f"any {config.threshold_for(silos)} of {silos} can open a sum"
+    return "every silo has the key"

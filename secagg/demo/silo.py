@@ -22,6 +22,7 @@ import torch
 
 import client_sdk
 from client_sdk.channel import Channel
+from secagg.ckks.codec import SealedCodec
 from secagg.demo.data import load, standardiser, statistics
 from secagg.demo.stage import SESSION
 from secagg.demo.training import (
@@ -86,14 +87,20 @@ class Recorder:
         self._watch_steps()
 
     def _watch_encoding(self) -> None:
-        encode = Codec.encode
+        encode, fractions = Codec.encode, SealedCodec.fractions
 
         def watched(codec: Codec, *args: Any, **kwargs: Any) -> Any:
             vector = encode(codec, *args, **kwargs)
             self._encoded = vector.copy()
             return vector
 
+        def watched_fractions(codec: SealedCodec, *args: Any, **kwargs: Any) -> Any:
+            pieces = [piece.copy() for piece in fractions(codec, *args, **kwargs)]
+            self._encoded = np.concatenate(pieces)
+            return iter(pieces)
+
         Codec.encode = watched  # type: ignore[method-assign,assignment]
+        SealedCodec.fractions = watched_fractions  # type: ignore[method-assign,assignment]
 
     def _watch_channel(self) -> None:
         call, call_many = Channel.call, Channel.call_many

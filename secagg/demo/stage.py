@@ -25,6 +25,7 @@ from secagg.pki.authority import Authority
 from secagg.pki.enrolment import create_request, install_bundle
 from secagg.pki.names import Role
 from secagg.pki.profile import write_policy, write_profile
+from secagg.suite import Suite
 
 CONSORTIUM: Final = "demo"
 SESSION: Final = "demo"
@@ -34,8 +35,11 @@ TRAIN_SECONDS: Final = 60.0
 PHASE_SECONDS: Final = 5.0
 
 
-def enrol(root: Path, silos: Sequence[str]) -> None:
-    """Make the authority and every member's directory, each with its own keys, under ``root``."""
+def enrol(root: Path, silos: Sequence[str], protection: str) -> None:
+    """Make the authority and every member's directory, each with its own keys, under ``root``.
+
+    Every silo's policy allows the protection, and no other.
+    """
     now = datetime.now(UTC)
     authority = Authority.create(root / "authority", CONSORTIUM, now=now)
     members = [(Role.COORDINATOR, COORDINATOR), (Role.ADMIN, ADMIN)]
@@ -49,7 +53,7 @@ def enrol(root: Path, silos: Sequence[str]) -> None:
         install_bundle(root / name, bundles[name], fingerprint=authority.fingerprint, now=now)
     (root / COORDINATOR / "manifest.json").write_bytes(newest.to_json())
     for name in silos:
-        write_policy(root / name)
+        write_policy(root / name, [protection])
     keep_port(root, 0)
 
 
@@ -68,11 +72,12 @@ def point_to(root: Path, names: Sequence[str], port: int) -> None:
 
 def session_config(silos: Sequence[str], protection: str) -> SessionConfig:
     """The demo's session: a secure sum for the statistics, then rounds of training."""
+    how = Protection(protection)
     statistics = TaskConfig(
         name="statistics",
         weighting=Weighting.SUM,
         rounds=1,
-        ring_bits=64,
+        ring_bits=None if how.seals else 64,
         bound=STATISTICS_BOUND,
         clip=Clip.NONE,
         weight_cap=1.0,
@@ -81,7 +86,7 @@ def session_config(silos: Sequence[str], protection: str) -> SessionConfig:
         name="training",
         weighting=Weighting.MEAN,
         rounds=ROUNDS,
-        ring_bits=32,
+        ring_bits=None if how.seals else 32,
         bound=DELTA_BOUND,
         clip=Clip.NONE,
         weight_cap=float(WEIGHT_CAP),
@@ -91,7 +96,8 @@ def session_config(silos: Sequence[str], protection: str) -> SessionConfig:
         name=SESSION,
         consortium=CONSORTIUM,
         silos=tuple(sorted(silo_id(name) for name in silos)),
-        protection=Protection(protection),
+        protection=how,
+        suite=Suite.CKKS_54 if how.seals else None,
         colluders=1,
         threshold=ThresholdRule(2, 3),
         min_cohort=3,

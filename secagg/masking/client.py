@@ -3,6 +3,10 @@
     admit → advertise_keys → share_keys → mask_input → check_survivors
           → check_consistency → reveal_shares → (check_result)
 
+Where nothing is masked (protection ``ckks``), nothing is shared and nothing revealed:
+
+    admit → advertise_keys → seal_input → check_survivors → (check_result)
+
 A state is spent by the step that takes it, also when the step refuses: a client that saw a reason
 to refuse stays silent for the rest of the attempt, and a shell that retries re-sends stored
 messages instead of computing them again. All secrets of an attempt live in its states and nowhere
@@ -66,7 +70,8 @@ from secagg.masking.messages import (
 )
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares
 from secagg.ring.expand import apply_masks
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import Ring, Vector, ring_of
+from secagg.suite import KeyName
 
 M = TypeVar("M", AdvertiseKeys, ShareKeys, MaskedInput, Consistency, Unmasking)
 _UNSIGNED: Final = bytes(SIGNATURE_BYTES)
@@ -106,6 +111,8 @@ class Expected:
             where the session has one task: then it is the base.
         update: keyed digest of the update, so that one position never opens two of them; empty
             where the caller cannot hold two.
+        key: what the update is sealed under, where the session seals; the newest that this silo
+            holds, and fit for use.
     """
 
     task: str
@@ -113,6 +120,7 @@ class Expected:
     base: bytes
     position: bytes = b""
     update: bytes = b""
+    key: KeyName | None = None
 
 
 @dataclass(slots=True)
@@ -149,7 +157,7 @@ class _Attempt:
 
     @property
     def ring(self) -> Ring:
-        return Ring(self.member.session.task(self.descriptor.task).ring_bits)
+        return ring_of(self.member.session, self.descriptor.task)
 
     def sign(self, kind: str, tau: bytes, unsigned: M) -> M:
         """Return a message, made with an empty signature, with this silo's."""
@@ -227,6 +235,11 @@ def _check_place(
         _refuse("descriptor-round", "The round is not the one that this silo is ready for.")
     if descriptor.base != expected.base:
         _refuse("descriptor-base", "The round starts from another model or task than this silo's.")
+    if (
+        descriptor.key != expected.key
+        or (descriptor.key is None) == member.session.protection.seals
+    ):
+        _refuse("descriptor-key", "The round uses another key than this silo's newest one.")
     if (descriptor.round, descriptor.attempt) <= ledger.last_attempt(member.session_id):
         _refuse("descriptor-replay", "The attempt is not newer than one already joined.")
     check_session_name(member.session.name, member.session_id, member.policy, ledger)
@@ -390,7 +403,10 @@ def _seal_boxes(
 
 @dataclass(frozen=True, slots=True)
 class InputMasked:
-    """After phase 3: the vector is masked; the secrets that masked it are gone from the state."""
+    """After phase 3: the vector is masked; the secrets that masked it are gone from the state.
+
+    ``dealers`` are U2: who may survive. Where nothing is masked they are U1, and τ2 is τ1.
+    """
 
     attempt: _Attempt
     tau2: bytes
@@ -400,7 +416,35 @@ class InputMasked:
     _once: _Once = field(default_factory=_Once, repr=False)
 
 
-def mask_input(state: KeysShared, dealt: Dealt, vector: Vector) -> tuple[InputMasked, MaskedInput]:
+def seal_input(
+    state: KeysAdvertised, roster: Roster, vector: Vector, seed: bytes
+) -> tuple[InputMasked, MaskedInput]:
+    """Phase 3 where nothing is masked: check everybody's adverts, then commit to a sealed vector.
+
+    Args:
+        state: from ``advertise_keys``.
+        roster: what the coordinator relayed of U1's adverts.
+        vector: a sealed update.
+        seed: of its c1.
+
+    Raises:
+        OutOfOrder: the session masks, or there is no seed.
+        FaultyServer: as ``share_keys``.
+    """
+    state._once.spend()
+    attempt = state.attempt
+    if attempt.member.session.protection.masks:
+        raise OutOfOrder("mask-missing", "A vector of this session is masked before it is sent.")
+    _check_sealed(attempt, seed)
+    adverts = _check_roster(state, roster)
+    tau1 = transcript.roster_transcript(attempt.tau0, roster.adverts)
+    commit = _commit(attempt, tau1, vector, (), seed)
+    return InputMasked(attempt, tau1, tuple(adverts), {}, commit), commit
+
+
+def mask_input(
+    state: KeysShared, dealt: Dealt, vector: Vector, seed: bytes = b""
+) -> tuple[InputMasked, MaskedInput]:
     """Phase 3: check the dealings, then mask the vector **in place** and commit to it.
 
     Args:
@@ -408,13 +452,16 @@ def mask_input(state: KeysShared, dealt: Dealt, vector: Vector) -> tuple[InputMa
         dealt: what the coordinator relayed of U2's dealings.
         vector: an encoded update of the task's ring; masked when this returns, untouched when it
             raises before masking.
+        seed: of c1, where the vector is a sealed one.
 
     Raises:
+        OutOfOrder: a seed is missing, or has no place in this session.
         FaultyServer: U2 is not within U1, below t or without this silo; own dealing altered; a
             dealer's signature or commitment list is not right.
     """
     state._once.spend()
     attempt = state.attempt
+    _check_sealed(attempt, seed)
     dealings = _check_dealings(state, dealt)
     held, bad = _open_boxes(state, dealings)
     tau2 = transcript.dealt_transcript(
@@ -422,9 +469,21 @@ def mask_input(state: KeysShared, dealt: Dealt, vector: Vector) -> tuple[InputMa
     )
     dealers = tuple(dealing.dealer for dealing in dealings)
     _mask(state, dealers, vector)
-    words = vector_digest(attempt.ring.pack(vector), attempt.member.session.chunk_bytes)
-    commit = attempt.sign(SIGN_MASKED_INPUT, tau2, MaskedInput(attempt.me, words, bad, _UNSIGNED))
+    commit = _commit(attempt, tau2, vector, bad, seed)
     return InputMasked(attempt, tau2, dealers, held, commit), commit
+
+
+def _check_sealed(attempt: _Attempt, seed: bytes) -> None:
+    if bool(seed) != attempt.member.session.protection.seals:
+        raise OutOfOrder("seal-missing", "A vector is sealed where its session seals, and there.")
+
+
+def _commit(
+    attempt: _Attempt, tau2: bytes, vector: Vector, bad: tuple[SiloId, ...], seed: bytes
+) -> MaskedInput:
+    words = vector_digest(attempt.ring.pack(vector), attempt.member.session.chunk_bytes)
+    unsigned = MaskedInput(attempt.me, words, bad, _UNSIGNED, seed)
+    return attempt.sign(SIGN_MASKED_INPUT, tau2, unsigned)
 
 
 def _check_dealings(state: KeysShared, dealt: Dealt) -> tuple[Dealing, ...]:
@@ -500,6 +559,7 @@ class SurvivorsSigned:
     tau3: bytes
     dealers: tuple[SiloId, ...]
     survivors: tuple[SiloId, ...]
+    seeds: tuple[bytes, ...]
     held: Mapping[SiloId, HeldShares]
     _once: _Once = field(default_factory=_Once, repr=False)
 
@@ -520,9 +580,20 @@ def check_survivors(
     past = ledger.revealed(attempt.position)
     check_differencing(past, names)
     check_update(past.update if past else None, attempt.expected.update)
+    seeds = _check_seeds(attempt, survivors)
     tau3 = transcript.survivors_transcript(state.tau2, survivors.commits)
     signed = attempt.sign(SIGN_CONSISTENCY, tau3, Consistency(attempt.me, _UNSIGNED))
-    return SurvivorsSigned(attempt, tau3, state.dealers, names, state.held), signed
+    return SurvivorsSigned(attempt, tau3, state.dealers, names, seeds, state.held), signed
+
+
+def _check_seeds(attempt: _Attempt, survivors: Survivors) -> tuple[bytes, ...]:
+    """Return the seeds of c1: two updates under one would show their difference."""
+    seeds = tuple(commit.seed for commit in survivors.commits if commit.seed)
+    if len(seeds) != (len(survivors.commits) if attempt.member.session.protection.seals else 0):
+        _refuse("survivors-seeds", "A commit has no seed, or one that has no place there.")
+    if len(set(seeds)) != len(seeds):
+        _refuse("survivors-seeds", "A seed stands twice among the survivors' commits.")
+    return seeds
 
 
 def _check_commits(state: InputMasked, survivors: Survivors) -> tuple[SiloId, ...]:
@@ -550,6 +621,7 @@ class ConsistentSurvivors:
     tau3: bytes
     dealers: tuple[SiloId, ...]
     survivors: tuple[SiloId, ...]
+    seeds: tuple[bytes, ...]
     held: Mapping[SiloId, HeldShares]
     entry: Revealed
     _once: _Once = field(default_factory=_Once, repr=False)
@@ -575,7 +647,7 @@ def check_consistency(state: SurvivorsSigned, signatures: Signatures) -> Consist
         _refuse("consistency-threshold", "Fewer silos signed the survivors than the threshold.")
     entry = Revealed(attempt.position, state.tau3, state.survivors, attempt.expected.update)
     return ConsistentSurvivors(
-        attempt, state.tau3, state.dealers, state.survivors, state.held, entry
+        attempt, state.tau3, state.dealers, state.survivors, state.seeds, state.held, entry
     )
 
 
@@ -586,6 +658,7 @@ class SharesRevealed:
     attempt: _Attempt
     tau3: bytes
     survivors: tuple[SiloId, ...]
+    seeds: tuple[bytes, ...]
 
 
 def reveal_shares(
@@ -612,7 +685,7 @@ def reveal_shares(
         if owner in state.held
     )
     unsigned = Unmasking(attempt.me, shares, _UNSIGNED)
-    revealed = SharesRevealed(attempt, state.tau3, state.survivors)
+    revealed = SharesRevealed(attempt, state.tau3, state.survivors, state.seeds)
     return revealed, attempt.sign(SIGN_UNMASKING, state.tau3, unsigned)
 
 
@@ -649,9 +722,20 @@ def check_result(
         _refuse("result-round", "The result is of another round or task.")
     if result.base != expected.base:
         _refuse("result-base", "The result starts from another model or task than this silo's.")
-    if state is not None and (
-        (result.survivors_transcript, result.survivors, result.cohort)
-        != (state.tau3, state.survivors, state.attempt.descriptor.cohort)
+    if (result.key is None) == member.session.protection.seals:
+        _refuse("result-key", "The result names a key where there is none, or none.")
+    if state is not None and _signed_of(state) != (
+        result.survivors_transcript,
+        result.survivors,
+        result.seeds,
+        result.cohort,
+        result.key,
     ):
         _refuse("result-survivors", "The result is over other survivors than were signed.")
     return tau4
+
+
+def _signed_of(state: Watched) -> tuple[object, ...]:
+    """What a result of the attempt has to say."""
+    descriptor = state.attempt.descriptor
+    return (state.tau3, state.survivors, state.seeds, descriptor.cohort, descriptor.key)

@@ -25,6 +25,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from secagg.config import SiloId
 from secagg.errors import FaultyServer, PolicyRefused
+from secagg.suite import KeyName
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,17 @@ class Opened:
     task_hash: bytes
 
 
-Entry: TypeAlias = Joined | Revealed | Opened
-E = TypeVar("E", Joined, Revealed, Opened)
+@dataclass(frozen=True, slots=True)
+class Keyed:
+    """The silo took this key as the session's newest: it goes back to no older one."""
+
+    session_id: bytes
+    epoch: int
+    key_id: bytes
+
+
+Entry: TypeAlias = Joined | Revealed | Opened | Keyed
+E = TypeVar("E", Joined, Revealed, Opened, Keyed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +109,8 @@ class Ledger(Protocol):
         """Check an entry against what is there, store it durably, return the evidence.
 
         Raises:
-            FaultyServer: an attempt that is not newer than one already joined, or another opening
-                of a task than was taken before.
+            FaultyServer: an attempt that is not newer than one already joined, another opening of a
+                task than was taken before, or a key of an older epoch, or another one of the same.
             PolicyRefused: a reveal of other survivors on a base than were revealed before, or
                 another update than an attempt at the position was joined with.
         """
@@ -130,6 +140,10 @@ class Ledger(Protocol):
         """Return the hashes of the openings that were taken in a session, by task."""
         ...
 
+    def newest_key(self, session_id: bytes) -> KeyName | None:
+        """Return the newest key that was taken in a session, if there was one."""
+        ...
+
 
 class MemoryLedger:
     """A ledger that lasts as long as its process: for simulation, and under a durable one."""
@@ -140,6 +154,7 @@ class MemoryLedger:
         self._sessions: dict[str, frozenset[bytes]] = {}
         self._revealed: dict[bytes, Revealed] = {}
         self._openings: dict[bytes, dict[str, bytes]] = {}
+        self._keys: dict[bytes, KeyName] = {}
 
     def record(self, entry: E) -> Recorded[E]:
         """Check an entry against what is there, and store it."""
@@ -152,8 +167,10 @@ class MemoryLedger:
                 self._sessions[entry.session] = ids
             case Revealed():
                 self._revealed[entry.base] = entry
-            case _:
+            case Opened():
                 self._openings.setdefault(entry.session_id, {})[entry.task] = entry.task_hash
+            case _:
+                self._keys[entry.session_id] = KeyName(entry.epoch, entry.key_id)
         return Recorded(entry)
 
     def check(self, entry: Entry) -> None:
@@ -170,6 +187,15 @@ class MemoryLedger:
                 past = self.revealed(entry.base)
                 check_differencing(past, entry.survivors)
                 check_update(past.update if past else None, entry.update)
+            case Keyed():
+                newest = self.newest_key(entry.session_id)
+                same = newest == KeyName(entry.epoch, entry.key_id)
+                if newest is not None and entry.epoch <= newest.epoch and not same:
+                    raise FaultyServer(
+                        "key-epoch",
+                        f"A key of epoch {entry.epoch} would replace the one of {newest.epoch}.",
+                        "It was not taken.",
+                    )
             case _:
                 known = self.openings(entry.session_id).get(entry.task, entry.task_hash)
                 if known != entry.task_hash:
@@ -203,6 +229,10 @@ class MemoryLedger:
     def openings(self, session_id: bytes) -> Mapping[str, bytes]:
         """Return the hashes of the openings that were taken in a session, by task."""
         return self._openings.get(session_id, {})
+
+    def newest_key(self, session_id: bytes) -> KeyName | None:
+        """Return the newest key that was taken in a session, if there was one."""
+        return self._keys.get(session_id)
 
 
 def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> None:

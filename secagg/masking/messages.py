@@ -20,9 +20,11 @@ from secagg.crypto.secret import Secret
 from secagg.crypto.shamir import SHARE_BYTES
 from secagg.crypto.sign import SIGNATURE_BYTES
 from secagg.errors import MalformedMessage
+from secagg.suite import KeyName
 
 HASH_BYTES: Final = 32
 SALT_BYTES: Final = 32
+SEED_BYTES: Final = 32
 BOX_BYTES: Final = 2 * (SHARE_BYTES + SALT_BYTES) + TAG_BYTES
 
 
@@ -50,7 +52,10 @@ def _check_number(what: str, value: int, least: int = 1) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Descriptor:
-    """Phase 0, coordinator to cohort: what this attempt is."""
+    """Phase 0, coordinator to cohort: what this attempt is.
+
+    ``key`` names the key that updates are sealed under, in a session that seals them.
+    """
 
     session_id: bytes
     session_hash: bytes
@@ -64,6 +69,7 @@ class Descriptor:
     threshold: int
     base: bytes
     signature: bytes
+    key: KeyName | None = None
 
     def __post_init__(self) -> None:
         for what, value in (
@@ -214,23 +220,30 @@ class Dealt:
 
 @dataclass(frozen=True, slots=True)
 class MaskedInput:
-    """Phase 3, over τ2: the commit to an uploaded vector, and complaints about dealers."""
+    """Phase 3, over τ2: the commit to an uploaded vector, and complaints about dealers.
+
+    ``seed`` is the public seed of c1, where the vector is a sealed one; empty elsewhere.
+    """
 
     sender: SiloId
     vector_digest: bytes
     bad_dealers: tuple[SiloId, ...]
     signature: bytes
+    seed: bytes = b""
 
     def __post_init__(self) -> None:
         _check_id(self.sender)
         _check_size("vector digest", self.vector_digest, HASH_BYTES)
         _check_order("bad dealers", self.bad_dealers)
         _check_size("signature", self.signature, SIGNATURE_BYTES)
+        if self.seed:
+            _check_size("seed", self.seed, SEED_BYTES)
 
     def body(self) -> bytes:
         """What the signature covers."""
         bad = enc(*(name.encode() for name in self.bad_dealers))
-        return enc(self.sender.encode(), self.vector_digest, bad)
+        seed = [self.seed] if self.seed else []
+        return enc(self.sender.encode(), self.vector_digest, bad, *seed)
 
     def digest(self) -> bytes:
         """What τ3 holds of this commit."""
@@ -325,7 +338,11 @@ class Unmasking:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Phase 6, coordinator to everybody, over τ4: whose sum it is, and its digest."""
+    """Phase 6, coordinator to everybody, over τ4: whose sum it is, and its digest.
+
+    A sum of sealed updates says what opens it: the key's name, and the survivors' seeds of c1 in
+    the order of their names.
+    """
 
     task: str
     round: int
@@ -335,6 +352,8 @@ class Result:
     survivors_transcript: bytes
     vector_digest: bytes
     signature: bytes
+    key: KeyName | None = None
+    seeds: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
         _check_id(self.task)
@@ -345,6 +364,10 @@ class Result:
         _check_size("transcript", self.survivors_transcript, HASH_BYTES)
         _check_size("vector digest", self.vector_digest, HASH_BYTES)
         _check_size("signature", self.signature, SIGNATURE_BYTES)
+        if len(self.seeds) != (0 if self.key is None else len(self.survivors)):
+            raise MalformedMessage("result-seeds", "A sealed sum has one seed for each survivor.")
+        for seed in self.seeds:
+            _check_size("seed", seed, SEED_BYTES)
 
     def body(self) -> bytes:
         """What the signature covers, beside τ4."""
@@ -354,7 +377,14 @@ class Result:
             self.base,
             enc(*(name.encode() for name in self.cohort)),
             enc(*(name.encode() for name in self.survivors)),
+            *key_items(self.key),
+            *self.seeds,
         )
+
+
+def key_items(key: KeyName | None) -> tuple[bytes, ...]:
+    """What is hashed of a key's name: nothing where there is none."""
+    return () if key is None else (u64(key.epoch), key.key_id)
 
 
 def descriptor_items(descriptor: Descriptor) -> tuple[bytes, ...]:
@@ -371,4 +401,5 @@ def descriptor_items(descriptor: Descriptor) -> tuple[bytes, ...]:
         enc(*(name.encode() for name in descriptor.cohort)),
         u32(descriptor.threshold),
         descriptor.base,
+        *key_items(descriptor.key),
     )

@@ -14,13 +14,16 @@ are asked for again.
 | Consistency   | Consistency   | U3     | Signatures  | t                    |
 | Unmasking     | Unmasking     | U4     | Result      | t shares per secret  |
 
+Where nothing is masked (protection ``ckks``), nothing is shared: U2 is U1, there are neither
+ShareKeys nor Unmasking, and Consistency closes with the Result.
+
 The server's own honesty is not assumed by anybody; these checks keep one faulty client from
 spoiling the sum for the others, and name it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 
@@ -70,7 +73,8 @@ from secagg.masking.messages import (
 from secagg.masking.shares import share_commitment
 from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
 from secagg.ring.expand import Mask, apply_masks
-from secagg.ring.vectors import Ring, RunningSum, Vector
+from secagg.ring.vectors import RunningSum, Vector, ring_of
+from secagg.suite import KeyName
 
 ClientMessage: TypeAlias = AdvertiseKeys | ShareKeys | MaskedInput | Consistency | Unmasking
 Broadcast: TypeAlias = Roster | Mapping[SiloId, Dealt] | Survivors | Signatures | Result
@@ -106,6 +110,7 @@ class Opening:
     base: bytes
     cohort: tuple[SiloId, ...]
     length: int
+    key: KeyName | None = None
 
 
 def describe(opening: Opening, identity: IdentityKey, entropy: Entropy) -> Descriptor:
@@ -131,6 +136,7 @@ def describe(opening: Opening, identity: IdentityKey, entropy: Entropy) -> Descr
         threshold=opening.session.threshold_for(len(opening.cohort)),
         base=opening.base,
         signature=bytes(64),
+        key=opening.key,
     )
     tau0 = transcript.round_transcript(unsigned)
     return replace(unsigned, signature=identity.sign(SIGN_DESCRIPTOR, tau0, b""))
@@ -152,10 +158,11 @@ class ServerRound:
         self.liars: set[SiloId] = set()
         self.total: Vector | None = None
         self._identity = identity
-        self._ring = Ring(opening.session.task(opening.task).ring_bits)
+        self._ring = ring_of(opening.session, opening.task)
         self._sum = RunningSum(self._ring, opening.length)
         self._taus = [transcript.round_transcript(descriptor)]
         self._members: list[tuple[SiloId, ...]] = [descriptor.cohort]
+        self._phases = opening.session.protection.phases
         self._accepted: dict[Phase, dict[SiloId, ClientMessage]] = {phase: {} for phase in ORDER}
         self._adverts: dict[SiloId, AdvertiseKeys] = {}
         self._dealings: dict[SiloId, ShareKeys] = {}
@@ -185,7 +192,7 @@ class ServerRound:
     @property
     def survivors(self) -> tuple[SiloId, ...]:
         """U3, once MaskedInput has closed."""
-        return tuple(sorted(self._commits)) if len(self._members) > 3 else ()
+        return tuple(sorted(self._commits))
 
     def accept(self, message: ClientMessage, vector: Vector | None = None) -> bool:
         """Check one message, then fold it in. Nothing changes when it raises.
@@ -282,7 +289,12 @@ class ServerRound:
             or vector.dtype != self._ring.dtype
         ):
             raise FaultyClient(message.sender, "vector-length", "The vector is not complete.")
-        if not set(message.bad_dealers) <= set(self.expected) - {message.sender}:
+        if not self._ring.holds(vector):
+            raise FaultyClient(
+                message.sender, "residue-range", "A word of the vector is no residue of the ring."
+            )
+        self._check_seed(message)
+        if not set(message.bad_dealers) <= set(self._dealings) - {message.sender}:
             raise FaultyClient(
                 message.sender, "bad-dealers", "A complaint names somebody who dealt no shares."
             )
@@ -291,6 +303,13 @@ class ServerRound:
             raise FaultyClient(
                 message.sender, "vector-digest", "The vector is not the one committed to."
             )
+
+    def _check_seed(self, message: MaskedInput) -> None:
+        taken = _of(MaskedInput, self._accepted[Phase.MASKED_INPUT]).values()
+        if bool(message.seed) != self.opening.session.protection.seals:
+            raise FaultyClient(message.sender, "seed-missing", "A sealed vector has a seed.")
+        if message.seed and message.seed in {other.seed for other in taken}:
+            raise FaultyClient(message.sender, "seed-repeated", "Two vectors have the same seed.")
 
     def _check_unmasking(self, message: Unmasking) -> None:
         complaints = set(self._commits[message.sender].bad_dealers)
@@ -332,8 +351,8 @@ class ServerRound:
             raise TooLate("attempt-over", "The attempt is over.")
         phase, self.phase = self.phase, None  # an attempt that raises below stays over
         broadcast = _CLOSERS[phase](self)
-        position = ORDER.index(phase) + 1
-        self.phase = ORDER[position] if position < len(ORDER) else None
+        position = self._phases.index(phase) + 1
+        self.phase = self._phases[position] if position < len(self._phases) else None
         return broadcast
 
     def _require(self, phase: Phase, have: int, need: int) -> None:
@@ -366,7 +385,7 @@ class ServerRound:
         self._commits = commits
         self._members.append(tuple(commits))
         survivors = Survivors(tuple(commits.values()))
-        self._taus.append(transcript.survivors_transcript(self._taus[2], survivors.commits))
+        self._taus.append(transcript.survivors_transcript(self._taus[-1], survivors.commits))
         return survivors
 
     def _check_dealers(self, commits: Mapping[SiloId, MaskedInput]) -> None:
@@ -387,10 +406,12 @@ class ServerRound:
                     because=fault.observed,
                 ) from fault
 
-    def _close_consistency(self) -> Signatures:
+    def _close_consistency(self) -> Signatures | Result:
         signed = _of(Consistency, self._accepted[Phase.CONSISTENCY])
         self._require(Phase.CONSISTENCY, len(signed), self.threshold)
         self._members.append(tuple(signed))
+        if not self.opening.session.protection.masks:
+            return self._release([])
         return Signatures(tuple(signed.values()))
 
     def _close_unmasking(self) -> Result:
@@ -401,9 +422,7 @@ class ServerRound:
         finally:  # shares and rebuilt secrets live no longer than they must
             self._shares.clear()
             self._accepted[Phase.UNMASKING].clear()
-        apply_masks(self._ring, self._sum.total, masks, self.opening.session.mask_prg)
-        self.total = self._sum.total
-        return self._sign_result()
+        return self._release(masks)
 
     def _unmasking(self) -> list[Mask]:
         prg, tau1, roster = self.opening.session.mask_prg, self._taus[1], tuple(self._adverts)
@@ -438,17 +457,21 @@ class ServerRound:
                 because="Too few good shares of one silo are left.",
             )
 
-    def _sign_result(self) -> Result:
-        words = vector_digest(self._ring.pack(self._sum.total), self.opening.session.chunk_bytes)
+    def _release(self, masks: Sequence[Mask]) -> Result:
+        self.total = self._sum.total
+        apply_masks(self._ring, self.total, masks, self.opening.session.mask_prg)
+        words = vector_digest(self._ring.pack(self.total), self.opening.session.chunk_bytes)
         unsigned = Result(
             task=self.opening.task,
             round=self.opening.round,
             base=self.opening.base,
             cohort=self.descriptor.cohort,
             survivors=self.survivors,
-            survivors_transcript=self._taus[3],
+            survivors_transcript=self._taus[-1],
             vector_digest=words,
             signature=bytes(64),
+            key=self.opening.key,
+            seeds=tuple(commit.seed for commit in self._commits.values() if commit.seed),
         )
         tau4 = transcript.result_transcript(unsigned.survivors_transcript, words)
         signature = self._identity.sign(SIGN_RESULT, tau4, unsigned.body())

@@ -62,7 +62,7 @@ def session_hash(session: SessionConfig) -> bytes:
             task.name.encode(),
             task.weighting.encode(),
             u64(task.rounds),
-            u64(task.ring_bits),
+            u64(task.ring_bits or 0),
             _number(task.bound),
             task.clip.encode(),
             _number(task.weight_cap),
@@ -82,6 +82,7 @@ def session_hash(session: SessionConfig) -> bytes:
         session.mask_prg.encode(),
         u64(session.chunk_bytes),
         enc(*tasks),
+        *([session.suite.encode()] if session.suite else []),
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,8 @@ PROFILE: Final = "profile.toml"
 POLICY: Final = "policy.toml"
 _HOST: Final = r"(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9A-Fa-f:.]{2,45}\])"
 _ADDRESS: Final = re.compile(rf"{_HOST}:([1-9][0-9]{{0,4}})", re.ASCII)
+
+_PROTECTIONS: Final = ("masked", "ckks+masked")
 
 _PROFILE_TEXT: Final = """\
 # Where the coordinator listens.
@@ -36,9 +39,10 @@ colluders = 1
 min_cohort = 3
 # Fewest silos that must help to open a sum; at least colluders + 2.
 min_threshold = 3
-# What must stand between this silo's update and the coordinator.
-protections = ["masked"]
-# Word sizes that this silo takes part in, in bits.
+# What must stand between this silo's update and the coordinator: "masked", "ckks+masked" or "ckks".
+# Under "ckks" alone, any silo that works with the coordinator reads every update.
+protections = [{protections}]
+# Word sizes of masked sums that this silo takes part in, in bits.
 ring_bits = [16, 32, 64]
 # What may happen to a value beyond a task's bound: an error, or clipping by element or L2 norm.
 clips = ["none", "element", "l2"]
@@ -47,6 +51,9 @@ max_weight_cap = 1000.0
 # Names of sessions that this silo joins a second time, or goes on with although its state directory
 # is older than they are; differences of sums may tell more.
 repeat_sessions = []
+# Where the keys of "ckks" sessions may be kept, relative to this file, so that a restart needs no
+# other silo. Without it they live in memory alone.
+# key_directory = "keys"
 """
 
 
@@ -79,9 +86,18 @@ def write_profile(directory: Path, coordinator: str) -> bool:
     return _write_once(directory / PROFILE, text)
 
 
-def write_policy(directory: Path) -> bool:
-    """Write ``policy.toml`` if there is none; returns whether it was written."""
-    return _write_once(directory / POLICY, _POLICY_TEXT)
+def write_policy(directory: Path, protections: Sequence[str] = _PROTECTIONS) -> bool:
+    """Write ``policy.toml`` if there is none.
+
+    Args:
+        directory: the member's.
+        protections: what must stand between its updates and the coordinator.
+
+    Returns:
+        Whether it was written.
+    """
+    quoted = ", ".join(f'"{name}"' for name in protections)
+    return _write_once(directory / POLICY, _POLICY_TEXT.format(protections=quoted))
 
 
 def _write_once(path: Path, text: str) -> bool:

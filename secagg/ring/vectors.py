@@ -1,29 +1,68 @@
-"""The ring Z_{2^w}: its words, its vectors at a border, its running sum."""
+"""The rings: their words, their vectors at a border, their running sum.
+
+A ring vector is a one-dimensional NumPy array of little-endian words: the same bytes in memory, on
+disk and on the wire. Words of a prime ring are added lazily: a word holds up to ``terms`` residues
+before it has to be reduced.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from secagg.config import RingBits
-from secagg.errors import MalformedMessage
+from secagg.config import RingBits, SessionConfig
+from secagg.errors import ConfigError, MalformedMessage
 
 Vector: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
+PRIME_BITS: Final = 54
+_MASK: Final = np.uint64(2**PRIME_BITS - 1)
+_SHIFT: Final = np.uint64(PRIME_BITS)
+_PIECE: Final = 2**15
 
-@dataclass(frozen=True, slots=True)
-class Ring:
-    """Z_{2^w}. ``word_bytes`` is also the cost of a parameter on the wire."""
 
-    bits: RingBits
+class Ring(ABC):
+    """Z_m: what the kernels, the running sum and the borders need to know of it."""
+
+    __slots__ = ()
 
     @property
+    @abstractmethod
     def word_bytes(self) -> int:
-        """Bytes of a word."""
-        return self.bits // 8
+        """Bytes of a word; also the cost of a word on the wire."""
+
+    @property
+    @abstractmethod
+    def terms(self) -> int:
+        """How many residues a word holds before ``reduce`` must have been called."""
+
+    @abstractmethod
+    def holds(self, vector: Vector) -> bool:
+        """Whether every word is a residue."""
+
+    @abstractmethod
+    def reduce(self, vector: Vector) -> None:
+        """Bring words that hold up to ``terms`` residues back to residues, in place."""
+
+    @abstractmethod
+    def uniform(self, words: Vector) -> npt.NDArray[np.intp] | None:
+        """Make uniform residues of uniform words, in place.
+
+        Returns:
+            Where another uniform word must be drawn, if anywhere.
+        """
+
+    @abstractmethod
+    def add(self, vector: Vector, residues: Vector) -> None:
+        """Add residues in place: one more term in each word."""
+
+    @abstractmethod
+    def subtract(self, vector: Vector, residues: Vector) -> None:
+        """Subtract residues in place: one more term in each word."""
 
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
@@ -51,6 +90,41 @@ class Ring:
         """View a vector as raw bytes, without copying where it is contiguous."""
         return np.ascontiguousarray(vector, self.dtype).data.cast("B")
 
+
+@dataclass(frozen=True, slots=True)
+class PowerRing(Ring):
+    """Z_{2^w}: addition wraps, which is the ring's own."""
+
+    bits: RingBits
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a word."""
+        return self.bits // 8
+
+    @property
+    def terms(self) -> int:
+        """No end."""
+        return 2**63
+
+    def holds(self, vector: Vector) -> bool:
+        """Every word is a residue."""
+        return True
+
+    def reduce(self, vector: Vector) -> None:
+        """Words wrapped as they were added."""
+
+    def uniform(self, words: Vector) -> None:
+        """Uniform words are uniform residues."""
+
+    def add(self, vector: Vector, residues: Vector) -> None:
+        """Words wrap."""
+        np.add(vector, residues, out=vector)
+
+    def subtract(self, vector: Vector, residues: Vector) -> None:
+        """Words wrap."""
+        np.subtract(vector, residues, out=vector)
+
     def centred(self, vector: Vector) -> npt.NDArray[np.signedinteger[Any]]:
         """View words as the representatives in [−2^(w−1), 2^(w−1))."""
         return vector.view(np.dtype(f"<i{self.word_bytes}"))
@@ -60,15 +134,101 @@ class Ring:
         return integers.astype(self.dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class PrimeRing(Ring):
+    """Z_q for a prime q just below 2^54, in words of 64 bits.
+
+    2^54 − q < 2^20 makes reduction a shift, a product and one comparison.
+    """
+
+    modulus: int
+
+    def __post_init__(self) -> None:
+        if not 0 < 2**PRIME_BITS - self.modulus < 2**20:
+            raise ConfigError("ring", f"q = {self.modulus} is not just below 2^{PRIME_BITS}.")
+
+    @property
+    def word_bytes(self) -> int:
+        """Bytes of a word."""
+        return 8
+
+    @property
+    def terms(self) -> int:
+        """2^10: as many residues of 54 bits fit a word."""
+        return 1 << (64 - PRIME_BITS)
+
+    def holds(self, vector: Vector) -> bool:
+        """Whether every word is below q."""
+        return not len(vector) or int(vector.max()) < self.modulus
+
+    def reduce(self, vector: Vector) -> None:
+        """x − ⌊x / 2^54⌋·q = (x mod 2^54) + ⌊x / 2^54⌋·(2^54 − q) < 2q, then once more by q.
+
+        Source: Crandall's reduction; Menezes, van Oorschot and Vanstone, Handbook of Applied
+        Cryptography, section 14.3.4.
+        """
+        excess, modulus = np.uint64(2**PRIME_BITS - self.modulus), np.uint64(self.modulus)
+        quotient = np.empty(min(len(vector), _PIECE), np.uint64)
+        for at in range(0, len(vector), _PIECE):  # pieces stay in the cache through all steps
+            part = vector[at : at + _PIECE]
+            rest = quotient[: len(part)]
+            np.right_shift(part, _SHIFT, out=rest)
+            np.multiply(rest, excess, out=rest)
+            np.bitwise_and(part, _MASK, out=part)
+            np.add(part, rest, out=part)
+            np.subtract(part, modulus, out=rest)  # wraps to something huge where part < q
+            np.minimum(part, rest, out=part)
+
+    def uniform(self, words: Vector) -> npt.NDArray[np.intp] | None:
+        """The upper 54 bits of a word, unless they are q or more (a chance of 2^-37)."""
+        np.right_shift(words, np.uint64(64 - PRIME_BITS), out=words)
+        if self.holds(words):
+            return None
+        return np.flatnonzero(words >= np.uint64(self.modulus))
+
+    def add(self, vector: Vector, residues: Vector) -> None:
+        """Lazily."""
+        np.add(vector, residues, out=vector)
+
+    def subtract(self, vector: Vector, residues: Vector) -> None:
+        """As q − residue, at most q."""
+        np.add(vector, np.uint64(self.modulus), out=vector)
+        np.subtract(vector, residues, out=vector)
+
+
+def ring_of(session: SessionConfig, task: str) -> Ring:
+    """The ring of a task's vectors."""
+    if session.suite is not None:
+        return PrimeRing(session.suite.parameters.modulus)
+    bits = session.task(task).ring_bits
+    assert bits is not None  # SessionConfig holds it for every task that has no suite
+    return PowerRing(bits)
+
+
 class RunningSum:
     """Σ of vectors in O(d) memory, however many there are."""
 
     def __init__(self, ring: Ring, length: int) -> None:
         self.ring = ring
-        self.total: Vector = ring.zeros(length)
+        self._total: Vector = ring.zeros(length)
+        self._terms = 1
 
     def add(self, vector: Vector) -> None:
-        """Add one vector of the same ring and length."""
-        if vector.dtype != self.ring.dtype or vector.shape != self.total.shape:
+        """Add one vector of residues of the same ring and length."""
+        if vector.dtype != self.ring.dtype or vector.shape != self._total.shape:
             raise ValueError("a vector of another ring or length")
-        np.add(self.total, vector, out=self.total)
+        if self._terms + 1 > self.ring.terms:
+            self._settle()
+        self.ring.add(self._total, vector)
+        self._terms += 1
+
+    @property
+    def total(self) -> Vector:
+        """The sum so far, reduced; the very array that later vectors are added to."""
+        self._settle()
+        return self._total
+
+    def _settle(self) -> None:
+        if self._terms > 1:
+            self.ring.reduce(self._total)
+        self._terms = 1

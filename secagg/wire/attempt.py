@@ -11,12 +11,26 @@ from secagg.crypto.secret import Secret
 from secagg.errors import MalformedMessage
 from secagg.masking import messages as core
 from secagg.masking.server import ClientMessage
+from secagg.suite import KeyName
 from secagg.wire._pb import masking_pb2 as pb
 from secagg.wire._pb import service_pb2 as api
 
 
 def _ids(names: object) -> tuple[SiloId, ...]:
     return tuple(SiloId(str(name)) for name in names)  # type: ignore[attr-defined]
+
+
+def key_to_wire(value: KeyName | None) -> pb.KeyName | None:
+    """Which key, if any."""
+    return None if value is None else pb.KeyName(epoch=value.epoch, key_id=value.key_id)
+
+
+def key_from_wire(message: object, field: str = "key") -> KeyName | None:
+    """Which key a message's field names, if it is set."""
+    if not message.HasField(field):  # type: ignore[attr-defined]
+        return None
+    value: pb.KeyName = getattr(message, field)
+    return KeyName(value.epoch, value.key_id)
 
 
 def descriptor_to_wire(value: core.Descriptor) -> pb.Descriptor:
@@ -34,6 +48,7 @@ def descriptor_to_wire(value: core.Descriptor) -> pb.Descriptor:
         threshold=value.threshold,
         base=value.base,
         signature=value.signature,
+        key=key_to_wire(value.key),
     )
 
 
@@ -52,6 +67,7 @@ def descriptor_from_wire(value: pb.Descriptor) -> core.Descriptor:
         threshold=value.threshold,
         base=value.base,
         signature=value.signature,
+        key=key_from_wire(value),
     )
 
 
@@ -154,12 +170,17 @@ def _masked_input_to_wire(value: core.MaskedInput) -> pb.MaskedInput:
         vector_digest=value.vector_digest,
         bad_dealers=value.bad_dealers,
         signature=value.signature,
+        seed=value.seed,
     )
 
 
 def _masked_input_from_wire(value: pb.MaskedInput) -> core.MaskedInput:
     return core.MaskedInput(
-        SiloId(value.sender), value.vector_digest, _ids(value.bad_dealers), value.signature
+        SiloId(value.sender),
+        value.vector_digest,
+        _ids(value.bad_dealers),
+        value.signature,
+        value.seed,
     )
 
 
@@ -236,6 +257,8 @@ def result_to_wire(value: core.Result) -> pb.Result:
         survivors_transcript=value.survivors_transcript,
         vector_digest=value.vector_digest,
         signature=value.signature,
+        key=key_to_wire(value.key),
+        seeds=value.seeds,
     )
 
 
@@ -250,6 +273,8 @@ def result_from_wire(value: pb.Result) -> core.Result:
         survivors_transcript=value.survivors_transcript,
         vector_digest=value.vector_digest,
         signature=value.signature,
+        key=key_from_wire(value),
+        seeds=tuple(value.seeds),
     )
 
 

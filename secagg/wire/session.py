@@ -30,7 +30,7 @@ def config_to_wire(config: SessionConfig) -> api.SessionConfig:
                 name=task.name,
                 weighting=task.weighting,
                 rounds=task.rounds,
-                ring_bits=task.ring_bits,
+                ring_bits=task.ring_bits or 0,
                 bound=task.bound,
                 clip=task.clip,
                 weight_cap=task.weight_cap,
@@ -42,6 +42,7 @@ def config_to_wire(config: SessionConfig) -> api.SessionConfig:
         train_deadline=config.train_deadline,
         phase_deadline=config.phase_deadline,
         max_attempts=config.max_attempts,
+        suite=config.suite or "",
     )
 
 
@@ -55,7 +56,7 @@ def config_from_wire(message: api.SessionConfig) -> SessionConfig:
     Raises:
         MalformedMessage: it cannot be a session.
     """
-    task_fields = ("name", "weighting", "rounds", "ring_bits", "bound", "clip", "weight_cap")
+    task_fields = ("name", "weighting", "rounds", "bound", "clip", "weight_cap")
     table = _table(
         message,
         (
@@ -63,10 +64,12 @@ def config_from_wire(message: api.SessionConfig) -> SessionConfig:
             *("mask_prg", "chunk_bytes", "train_deadline", "phase_deadline", "max_attempts"),
         ),
     )
+    table["suite"] = message.suite or None
     table["silos"] = list(message.silos)
     table["tasks"] = [
         {
             **_table(task, task_fields),
+            "ring_bits": task.ring_bits or None,
             "metrics": [{"name": m.name, "bound": m.bound} for m in task.metrics],
         }
         for task in message.tasks
@@ -83,18 +86,28 @@ class SignedOpening:
 
     Args:
         opening: schema, step and digest of the initial weights.
-        weights_bytes: size of the initial weights' file; 0 where there are none.
+        weights_bytes: size of the initial weights as they are uploaded; 0 where there are none.
         proposer: the silo that proposed it.
         signature: over (session, opening, size).
+        sealed_digest: vector digest of the weights as they are uploaded, where they are sealed for
+            the session's silos; empty where they are uploaded as they are.
     """
 
     opening: TaskOpening
     weights_bytes: int
     proposer: str
     signature: bytes
+    sealed_digest: bytes = b""
+
+    @property
+    def uploaded_digest(self) -> bytes:
+        """Vector digest of the weights as they are uploaded."""
+        return self.sealed_digest or self.opening.weights_digest
 
     @staticmethod
-    def body(opening: TaskOpening, weights_bytes: int, proposer: str) -> bytes:
+    def body(
+        opening: TaskOpening, weights_bytes: int, proposer: str, sealed_digest: bytes = b""
+    ) -> bytes:
         """What the signature covers, beside the session."""
         return enc(
             opening.task.encode(),
@@ -103,6 +116,7 @@ class SignedOpening:
             opening.weights_digest,
             u64(weights_bytes),
             proposer.encode(),
+            *([sealed_digest] if sealed_digest else []),
         )
 
     @classmethod
@@ -113,11 +127,12 @@ class SignedOpening:
         proposer: str,
         identity: IdentityKey,
         transcript: bytes,
+        sealed_digest: bytes = b"",
     ) -> SignedOpening:
         """Propose an opening, over ``opening_transcript`` of the session."""
-        body = cls.body(opening, weights_bytes, proposer)
+        body = cls.body(opening, weights_bytes, proposer, sealed_digest)
         signature = identity.sign(SIGN_TASK, transcript, body)
-        return cls(opening, weights_bytes, proposer, signature)
+        return cls(opening, weights_bytes, proposer, signature, sealed_digest)
 
     def verify(self, key: bytes, transcript: bytes) -> None:
         """Return if the proposer signed this.
@@ -125,7 +140,7 @@ class SignedOpening:
         Raises:
             MalformedMessage: it did not.
         """
-        body = self.body(self.opening, self.weights_bytes, self.proposer)
+        body = self.body(self.opening, self.weights_bytes, self.proposer, self.sealed_digest)
         verify(key, SIGN_TASK, transcript, body, self.signature)
 
 
@@ -140,6 +155,7 @@ def opening_to_wire(value: SignedOpening) -> api.TaskOpening:
         weights_bytes=value.weights_bytes,
         proposer=value.proposer,
         signature=value.signature,
+        sealed_digest=value.sealed_digest,
     )
 
 
@@ -153,13 +169,17 @@ def opening_from_wire(message: api.TaskOpening) -> SignedOpening:
         len(message.weights_digest) != len(NO_WEIGHTS)
         or len(message.signature) != SIGNATURE_BYTES
         or (message.weights_bytes == 0) != (message.weights_digest == NO_WEIGHTS)
+        or len(message.sealed_digest) not in (0, len(NO_WEIGHTS))
+        or (message.weights_bytes == 0 and message.sealed_digest)
         or len(message.step) > 4096
         or len(message.tensors) > MAX_TENSORS
     ):
         raise MalformedMessage("opening-size", "A task's opening has fields of the wrong size.")
     schema = Schema(tuple(TensorSpec(t.name, tuple(t.shape)) for t in message.tensors))
     opening = TaskOpening(message.task, schema, message.step, message.weights_digest)
-    return SignedOpening(opening, message.weights_bytes, message.proposer, message.signature)
+    return SignedOpening(
+        opening, message.weights_bytes, message.proposer, message.signature, message.sealed_digest
+    )
 
 
 def aborted_to_wire(error: RoundAborted, round_number: int, attempt: int) -> api.Aborted:

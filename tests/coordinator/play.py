@@ -14,12 +14,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from secagg.ckks import custody
+from secagg.ckks.custody import Custodian, KeyBox, KeyRequest
 from secagg.config import (
     Clip,
     MaskPrg,
     Metric,
     Policy,
     Protection,
+    RingBits,
     SessionConfig,
     SiloId,
     TaskConfig,
@@ -51,7 +54,8 @@ from secagg.masking.messages import (
 )
 from secagg.masking.server import ClientMessage
 from secagg.masking.transcript import NO_WEIGHTS, TaskOpening, opening_transcript
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import PowerRing, PrimeRing, Ring, Vector, ring_of
+from secagg.suite import KeyName, Suite
 from secagg.wire.session import SignedOpening
 
 TASK, SUMS = "training", "statistics"
@@ -59,7 +63,8 @@ CONSORTIUM = "hospitals"
 SCHEMA = Schema((TensorSpec("bias", (5,)), TensorSpec("weight", (8, 7))))
 LENGTH = SCHEMA.size + 2 * (2 + 1)  # a task with one metric
 SUMS_LENGTH = SCHEMA.size + 2 * 2
-CHUNK = 64
+SEALED_LENGTH = 4096  # one ciphertext
+CHUNK, SEALED_CHUNK = 64, 8192
 SEEN = {
     Descriptor: Step.DESCRIPTOR,
     Roster: Step.ROSTER,
@@ -71,7 +76,7 @@ POLICY = Policy(
     colluders=1,
     min_cohort=3,
     min_threshold=3,
-    protections=(Protection.MASKED,),
+    protections=tuple(Protection),
     ring_bits=(16, 32, 64),
     clips=tuple(Clip),
     max_weight_cap=1000.0,
@@ -79,10 +84,21 @@ POLICY = Policy(
 
 
 def make_config(silos: Iterable[str] = "abcd", **changes: Any) -> SessionConfig:
-    """Two tasks: a mean in 32-bit words with a metric, a sum in 64-bit words."""
+    """Two tasks: a mean in 32-bit words with a metric, a sum in 64-bit words; or both sealed."""
+    seals = changes.get("protection", Protection.MASKED).seals
+    if seals:
+        changes = {"suite": Suite.CKKS_54, "chunk_bytes": SEALED_CHUNK} | changes
     training = TaskConfig(
-        TASK, Weighting.MEAN, 3, 32, 4.0, Clip.NONE, 100.0, (Metric("loss", 8.0),)
+        TASK,
+        Weighting.MEAN,
+        3,
+        4.0,
+        Clip.NONE,
+        100.0,
+        None if seals else 32,
+        (Metric("loss", 8.0),),
     )
+    bits: RingBits | None = None if seals else 64
     values: dict[str, Any] = {
         "name": "study",
         "consortium": CONSORTIUM,
@@ -92,7 +108,7 @@ def make_config(silos: Iterable[str] = "abcd", **changes: Any) -> SessionConfig:
         "threshold": ThresholdRule(2, 3),
         "min_cohort": 3,
         "mask_prg": MaskPrg.AES_128_CTR,
-        "tasks": (training, TaskConfig(SUMS, Weighting.SUM, 2, 64, 1e6, Clip.NONE, 1.0)),
+        "tasks": (training, TaskConfig(SUMS, Weighting.SUM, 2, 1e6, Clip.NONE, 1.0, bits)),
         "chunk_bytes": CHUNK,
         "train_deadline": 100.0,
         "phase_deadline": 10.0,
@@ -118,11 +134,12 @@ def sign_opening(
     """An opening as its proposer signs it."""
     from secagg.masking.transcript import session_hash
 
+    sealed_digest = changes.pop("sealed_digest", b"")
     digest = vector_digest(weights, session.chunk_bytes) if weights else NO_WEIGHTS
     size = changes.pop("weights_bytes", len(weights))
     opening = replace(TaskOpening(task, SCHEMA, "", digest), **changes)
     transcript = opening_transcript(session_hash(session), session_id)
-    return SignedOpening.sign(opening, size, proposer, identity, transcript)
+    return SignedOpening.sign(opening, size, proposer, identity, transcript, sealed_digest)
 
 
 class Port(Protocol):
@@ -146,8 +163,9 @@ class SessionPort:
 
     def put(self, silo: SiloId, round_number: int, attempt: int, data: memoryview) -> None:
         upload = self.session.vector_upload(silo, round_number, attempt, len(data))
-        for offset in range(0, len(data), CHUNK):
-            upload.put(offset, bytes(data[offset : offset + CHUNK]))
+        chunk = self.session.config.chunk_bytes
+        for offset in range(0, len(data), chunk):
+            upload.put(offset, bytes(data[offset : offset + chunk]))
 
     def send(self, message: ClientMessage, round_number: int, attempt: int) -> None:
         self.session.send(message, round_number, attempt)
@@ -159,7 +177,7 @@ class Player:
 
     member: client.Member
     port: Port
-    ring: Ring = field(default_factory=lambda: Ring(32))
+    ring: Ring = field(default_factory=lambda: PowerRing(32))
     length: int = LENGTH
     ledger: MemoryLedger = field(default_factory=MemoryLedger)
     entropy: Entropy = os.urandom
@@ -170,18 +188,22 @@ class Player:
     states: list[Any] = field(default_factory=list)
     vector: Vector | None = None
     masked: Vector | None = None
+    seed: bytes = b""
     last: Event | None = None
 
     @property
     def name(self) -> SiloId:
         return self.member.name
 
-    def expect(self, task: str, round_number: int, base: bytes) -> None:
-        """Have an update for this round."""
-        self.expected = client.Expected(task, round_number, base)
-        self.ring = Ring(self.member.session.task(task).ring_bits)
-        words = os.urandom(self.length * self.ring.word_bytes)
-        self.vector = self.ring.unpack(words, self.length)
+    def expect(self, task: str, round_number: int, base: bytes, key: KeyName | None = None) -> None:
+        """Have an update for this round, sealed under a key where the session seals."""
+        self.expected = client.Expected(task, round_number, base, key=key)
+        self.ring = ring_of(self.member.session, task)
+        if key is None:
+            words = os.urandom(self.length * self.ring.word_bytes)
+            self.vector = self.ring.unpack(words, self.length)
+        else:
+            self.vector, self.seed = residues(self.length), os.urandom(32)
         self.attempt = 0
         self.again()
 
@@ -214,12 +236,16 @@ class Player:
                 recorded = ledger.record(admitted.entry)
                 self.attempt = event.attempt
                 self.state, reply = client.advertise_keys(admitted, recorded, entropy=self.entropy)
+            case Roster() if not member.session.protection.masks:
+                assert self.vector is not None
+                self.masked = self.vector
+                self.state, reply = client.seal_input(self.state, event, self.masked, self.seed)
             case Roster():
                 self.state, reply = client.share_keys(self.state, event, entropy=self.entropy)
             case Dealt():
                 assert self.vector is not None
                 self.masked = self.vector.copy()
-                self.state, reply = client.mask_input(self.state, event, self.masked)
+                self.state, reply = client.mask_input(self.state, event, self.masked, self.seed)
             case Survivors():
                 self.state, reply = client.check_survivors(self.state, event, ledger)
             case Signatures():
@@ -242,10 +268,17 @@ class Player:
         self.port.put(self.name, self.expected.round, self.attempt, self.ring.pack(self.masked))
 
 
+def residues(length: int) -> Vector:
+    """What a sealed update looks like to who has no key."""
+    words = np.frombuffer(bytearray(os.urandom(8 * length)), np.uint64)
+    return words % np.uint64(Suite.CKKS_54.parameters.modulus)
+
+
 def exact_sum(players: Iterable[Player]) -> Vector:
     """The slow twin: element by element in Python's integers."""
     chosen = list(players)
-    modulus = 1 << chosen[0].ring.bits
+    ring = chosen[0].ring
+    modulus = ring.modulus if isinstance(ring, PrimeRing) else 2 ** (8 * ring.word_bytes)
     vectors = [player.vector for player in chosen]
     words = [sum(int(v[i]) for v in vectors) % modulus for i in range(len(vectors[0]))]
     return np.array(words, chosen[0].ring.dtype)
@@ -313,14 +346,53 @@ class World:
         assert self.session.open_task(first, task, self.now) is True
         self.session.propose_task(first, self.signed(first, task=task))
 
+    @property
+    def key(self) -> KeyName | None:
+        """The session's newest key, where it seals; every silo has it at once."""
+        return None if self.session.keys is None else self.session.keys.key
+
+    def custodian(self, name: str) -> Custodian:
+        """A silo, as it asks for the session's key."""
+        config, known = self.config, self.manifest.silos
+        members = {silo: known[silo] for silo in config.silos if silo in known}
+        transcript = opening_transcript(self.session.session_hash, self.session_id)
+        return Custodian(SiloId(name), self.keys[name], members, self.session_id, transcript)
+
+    def wish(self, name: str, epoch: int | None = None) -> KeyRequest:
+        """A fresh, signed request for a key, of the session's epoch if none is given."""
+        if epoch is None:
+            assert self.session.keys is not None
+            epoch = self.session.keys.epoch
+        return custody.ask(self.custodian(name), epoch, os.urandom)[1]
+
+    def ask(self, name: str, request: KeyRequest | None = None) -> KeyBox | int | bool:
+        """A silo asks for the session's key."""
+        request = request or self.wish(name)
+        return self.session.ask_key(SiloId(name), request, self.now)
+
+    def make_key(self, maker: str = "a") -> KeyName:
+        """A silo makes the epoch's key."""
+        assert self.ask(maker) is True
+        assert self.session.keys is not None
+        key = KeyName(self.session.keys.epoch, os.urandom(32))
+        self.session.announce_key(SiloId(maker), key, tuple(self.custodian(maker).members))
+        return key
+
     def ready(self, *names: str, task: str = TASK, fresh: bool = True) -> None:
         """Silos have an update and say so."""
         for name in names or self.players:
-            player = self.players[name]
+            player, session = self.players[name], self.session
             if fresh:
                 player.length = LENGTH if task == TASK else SUMS_LENGTH
-                player.expect(task, self.session.round, self.session.base(task))
-            self.session.ready(SiloId(name), task, self.session.base(task), self.now)
+                if self.key is not None:
+                    player.length = SEALED_LENGTH
+                player.expect(task, session.round, session.base(task), self.key)
+            session.ready(SiloId(name), task, session.base(task), self.now, self.key)
+
+    def ready_with(self, key: KeyName) -> None:
+        """A silo says that it is ready with this key."""
+        first = self.config.silos[0]
+        self.session.ready(first, TASK, self.session.base(TASK), self.now, key)
 
     def tick(self) -> int:
         """Let time's work be done; returns how often it did something."""
@@ -354,13 +426,13 @@ class World:
     def release(self, *names: str, task: str = TASK) -> Result:
         """Play a round to its result."""
         self.start(*names, task=task)
-        self.phases(5, *names)
+        self.phases(len(self.config.protection.phases), *names)
         return self.session.results[-1]
 
     def sum(self, round_number: int) -> Vector:
         result = self.session.results[round_number - 1]
-        bits = self.config.task(result.task).ring_bits
-        return np.fromfile(self.path(self.session.sum_blob(round_number).name), Ring(bits).dtype)
+        ring = ring_of(self.config, result.task)
+        return np.fromfile(self.path(self.session.sum_blob(round_number).name), ring.dtype)
 
 
 def why(world: World) -> RoundAborted:

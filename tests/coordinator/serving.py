@@ -253,8 +253,10 @@ class Server:
 
 
 @contextmanager
-def serving(consortium: Consortium, directory: Path, **settings: Any) -> Iterator[Server]:
-    """Run ``secagg serve`` on a free port of the loopback interface."""
+def serving(
+    consortium: Consortium, directory: Path, prelude: str = "", **settings: Any
+) -> Iterator[Server]:
+    """Run ``secagg serve`` on a free port of the loopback interface, after some Python first."""
     directory.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "listen": "127.0.0.1:0",
@@ -270,7 +272,8 @@ def serving(consortium: Consortium, directory: Path, **settings: Any) -> Iterato
         for key, value in (values | settings).items()
     ]
     config.write_text("\n".join(lines))
-    command = [sys.executable, "-c", "from secagg.cli import main; main()", "serve"]
+    program = f"{prelude}\nfrom secagg.cli import main; main()"
+    command = [sys.executable, "-c", program, "serve"]
     command += ["--config", str(config), "--port-file", str(port_file)]
     with log_path.open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)

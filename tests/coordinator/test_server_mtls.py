@@ -39,7 +39,7 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
 
 @pytest.fixture(scope="module")
 def server(consortium: Consortium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(consortium, tmp_path_factory.mktemp("server")) as running:
+    with serving(consortium, tmp_path_factory.mktemp("server"), max_sessions=1000) as running:
         yield running
 
 
@@ -240,9 +240,9 @@ AGGREGATION = sorted(api.DESCRIPTOR.services_by_name["Aggregation"].methods_by_n
 ADMIN = sorted(api.DESCRIPTOR.services_by_name["Admin"].methods_by_name)
 
 
-def request_of(service: str, method: str) -> Any:
+def request_of(service: str, method: str, **fields: Any) -> Any:
     descriptor = api.DESCRIPTOR.services_by_name[service].methods_by_name[method]
-    return getattr(api, descriptor.input_type.name)()
+    return getattr(api, descriptor.input_type.name)(**fields)
 
 
 @pytest.mark.parametrize("method", AGGREGATION)
@@ -347,6 +347,12 @@ def malformed(study: Study) -> Iterator[tuple[str, str, Any]]:
     yield "blob-kind", "PutChunk", api.PutChunkRequest(data=b"x", total=1, **mine)
     yield "blob-kind", "PutChunk", api.PutChunkRequest(blob=api.Blob(sum=1), **mine)
     yield "blob-kind", "GetChunk", api.GetChunkRequest(**mine)
+    for method in ("AnnounceKey", "AwaitKeyRequests", "EndKey"):
+        yield "key-name", method, request_of("Aggregation", method, **mine)
+        for key in ({"epoch": 1}, {"key_id": bytes(32)}, {"epoch": 1, "key_id": bytes(31)}):
+            yield "key-name", method, request_of("Aggregation", method, key=key, **mine)
+    yield "message-number", "AskKey", api.AskKeyRequest(**mine)
+    yield "message-number", "SendKeyBox", api.SendKeyBoxRequest(**mine)
     vector = api.Blob(vector=api.Blob.Vector(round=1, attempt=1))
     yield "blob-kind", "GetChunk", api.GetChunkRequest(blob=vector, **mine)
     for seen in (-1, 7):

@@ -44,7 +44,7 @@ from secagg.masking.messages import (
     Survivors,
     Unmasking,
 )
-from secagg.ring.vectors import Ring
+from secagg.ring.vectors import PowerRing
 
 from .play import CHUNK, LENGTH, SUMS, TASK, World, exact_sum, why
 
@@ -1185,7 +1185,7 @@ def test_the_ring_of_each_task(world: World) -> None:
     world.phases(2)
     length = world.players["a"].length
     with refused(FaultyClient, "vector-length"):
-        world.session.vector_upload(A, 1, 1, length * Ring(32).word_bytes)
-    assert world.session.vector_upload(A, 1, 1, length * Ring(64).word_bytes)
+        world.session.vector_upload(A, 1, 1, length * PowerRing(32).word_bytes)
+    assert world.session.vector_upload(A, 1, 1, length * PowerRing(64).word_bytes)
     assert isinstance(world.players["a"].look(), Dealt)
     assert not isinstance(world.players["a"].look(), Signatures | Survivors)

@@ -216,3 +216,104 @@ def test_one_generator_s_key_is_not_the_other_s(prg: MaskPrg, size: int) -> None
 def test_a_block_beyond_the_stream_is_no_other_block(prg: MaskPrg, block: int) -> None:
     with pytest.raises(OverflowError):
         open_stream(prg, Secret(bytes(key_bytes(prg))), block)
+
+
+# Streams of one key.
+
+
+def their_stream(prg: MaskPrg, key: bytes, block: int, number: int, size: int) -> bytes:
+    """A numbered stream from PyCryptodome, its halves and its nonce written out."""
+    if prg is AES_CTR:
+        counter = number.to_bytes(8, "big") + block.to_bytes(8, "big")
+        return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=counter).encrypt(bytes(size))
+    cipher = ChaCha20.new(key=key, nonce=number.to_bytes(12, "little"))
+    cipher.seek(64 * block)
+    return cipher.encrypt(bytes(size))
+
+
+@given(
+    streams(),
+    st.integers(0, 2**32 - 100),
+    st.integers(0, 2**64 - 1) | st.sampled_from((0, 1, 2**32, 2**63, 2**64 - 1)),
+    st.integers(0, 2000),
+)
+@settings(deadline=None)
+def test_numbered_streams_equal_pycryptodome_s(
+    stream: tuple[MaskPrg, bytes], block: int, number: int, size: int
+) -> None:
+    prg, key = stream
+    ours = take(open_stream(prg, Secret(key), block, number), size)
+    assert ours == their_stream(prg, key, block, number, size)
+
+
+@pytest.mark.parametrize("prg", MaskPrg)
+def test_stream_0_is_the_stream_that_masks_had_before_there_were_numbers(prg: MaskPrg) -> None:
+    key = bytes(range(key_bytes(prg)))
+    assert take(open_stream(prg, Secret(key), 3, 0), 200) == theirs(prg, key, 3, 200)
+    assert read(prg, Secret(key), 200) == take(open_stream(prg, Secret(key), stream=0), 200)
+
+
+def test_an_aes_stream_s_number_is_the_upper_half_of_its_counter() -> None:
+    """Block b of stream s is the cipher's of s·2^64 + b, one by one."""
+    key = bytes(range(16))
+    for number in (0, 1, 2, 2**63, 2**64 - 1):
+        for block in (0, 1, 2**32 - 1, 2**32, 2**64 - 1):
+            counter = (number * 2**64 + block).to_bytes(16, "big")
+            expected = AES.new(key, AES.MODE_ECB).encrypt(counter)
+            assert take(open_stream(AES_CTR, Secret(key), block, number), 16) == expected
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_rfc_8439_streams_with_a_nonce(number: int, vectors: Any) -> None:
+    """The shipped file's records 1 and 2 have nonce 2, in its last byte: ours are little-endian."""
+    record = list(vectors.nist("ciphers/ChaCha20/rfc7539.txt"))[number]
+    key, nonce, plain, cipher = vectors.hexes(record, "key", "nonce", "plaintext", "ciphertext")
+    stream = int.from_bytes(nonce, "little")
+    assert stream == 2 << 88
+    block = int(record["initial_block_counter"])
+    ours = take(open_stream(CHACHA, Secret(key), block, stream), len(plain))
+    assert xor(plain, ours) == cipher
+
+
+@pytest.mark.parametrize("prg", MaskPrg)
+def test_streams_and_blocks_of_one_key_never_meet(prg: MaskPrg) -> None:
+    """No block of 40 streams, at either end, is a block of another, or elsewhere in its own."""
+    key = Secret(bytes(range(key_bytes(prg))))
+    size, last = block_bytes(prg), 2**32 - 8
+    seen: set[bytes] = set()
+    for number in (*range(36), 2**32, 2**63, 2**64 - 2, 2**64 - 1):
+        for block in (0, last):
+            data = take(open_stream(prg, key, block, number), 8 * size)
+            seen |= {data[at : at + size] for at in range(0, len(data), size)}
+    assert len(seen) == 40 * 2 * 8
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1), st.data())
+def test_aes_counters_of_streams_are_disjoint_while_both_halves_hold(
+    one: int, other: int, data: st.DataObject
+) -> None:
+    """A mask of 2^36 elements has 2^35 blocks, far below the lower half's 2^64."""
+    seen: list[int] = []
+
+    class Counter:
+        @staticmethod
+        def CTR(initial: bytes) -> Any:
+            seen.append(int.from_bytes(initial, "big"))
+            return real.CTR(initial)
+
+    real = module.modes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "modes", Counter)
+        for number in (one, other):
+            open_stream(AES_CTR, Secret(bytes(16)), data.draw(st.integers(0, 2**36)), number)
+    first, second = seen
+    assert (first >> 64, second >> 64) == (one, other)
+    assert one == other or abs(first - second) > 2**64 - 2**37
+
+
+@pytest.mark.parametrize(
+    ("prg", "number"), [(AES_CTR, 2**64), (AES_CTR, -1), (CHACHA, 2**96), (CHACHA, -1)]
+)
+def test_a_number_beyond_the_streams_is_no_other_stream(prg: MaskPrg, number: int) -> None:
+    with pytest.raises(OverflowError):
+        open_stream(prg, Secret(bytes(key_bytes(prg))), 0, number)

@@ -47,6 +47,16 @@ def all_rows(dataset: Dataset) -> list[bytes]:
     )
 
 
+def everything(dataset: Dataset) -> np.ndarray:
+    return np.concatenate([dataset.union_train()[0], dataset.union_test()[0]])
+
+
+def rounded(part: dict[str, np.ndarray], bits: int) -> dict[str, np.ndarray]:
+    """Statistics as an encoding keeps them that has ``bits`` for the fraction of the bound."""
+    resolution = data.STATISTICS_BOUND * 2.0**-bits
+    return {name: np.round(value / resolution) * resolution for name, value in part.items()}
+
+
 @needs_heart
 def test_heart_has_740_complete_rows_of_13_features() -> None:
     dataset = loaded("heart")
@@ -59,7 +69,7 @@ def test_heart_has_740_complete_rows_of_13_features() -> None:
 
 
 @needs_heart
-def test_heart_rows_are_raw() -> None:
+def test_parsed_rows_are_raw() -> None:
     x, y = parse_site((HEART / "processed.cleveland.data").read_text("ascii"))
     assert x.dtype == y.dtype == np.float64
     assert x[0].tolist() == [63, 1, 145, 233, 1, 150, 0, 2.3, 0, 0, 0, 0, 1]
@@ -230,16 +240,39 @@ def test_heart_needs_no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded("heart").features == 13
 
 
+@needs_heart
+def test_heart_is_loaded_in_its_units() -> None:
+    x, _ = parse_site((HEART / "processed.cleveland.data").read_text("ascii"))
+    silo = loaded("heart").silo("cleveland")
+    units = np.concatenate([silo.x_train, silo.x_test]) * data._HEART_UNITS
+    np.testing.assert_allclose(np.sort(units, axis=0), np.sort(x, axis=0), rtol=1e-15)
+
+
+def test_breast_cancer_is_loaded_in_its_units() -> None:
+    from sklearn.datasets import load_breast_cancer
+
+    x, _ = load_breast_cancer(return_X_y=True)
+    units = everything(loaded("breast-cancer")) * data._CANCER_UNITS
+    np.testing.assert_allclose(np.sort(units, axis=0), np.sort(x, axis=0), rtol=1e-15)
+
+
 @pytest.mark.parametrize("name", BOTH)
-@pytest.mark.parametrize("resolution", [0.0, data.STATISTICS_BOUND / 2**60])
-def test_the_standardiser_is_numpys_on_the_pooled_rows(name: str, resolution: float) -> None:
+def test_a_features_unit_is_about_its_greatest_value(name: str) -> None:
+    greatest = np.max(np.abs(everything(loaded(name))), axis=0)
+    assert np.all((greatest > 0.7) & (greatest < 1.25))
+
+
+@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize(("bits", "tolerance"), [(None, 1e-9), (60, 1e-9), (34, 1e-5)])
+def test_the_standardiser_is_numpys_on_the_pooled_rows(
+    name: str, bits: int | None, tolerance: float
+) -> None:
     dataset = loaded(name)
     parts = [statistics(silo.x_train) for silo in dataset.silos]
-    if resolution:
-        parts = [{k: np.round(v / resolution) * resolution for k, v in p.items()} for p in parts]
+    if bits is not None:
+        parts = [rounded(part, bits) for part in parts]
     mean, deviation = standardiser({k: sum(p[k] for p in parts) for k in parts[0]})
     pooled = dataset.union_train()[0]
-    tolerance = 1e-4 if resolution else 1e-9
     np.testing.assert_allclose(mean, pooled.mean(axis=0), rtol=tolerance)
     np.testing.assert_allclose(deviation, pooled.std(axis=0), rtol=tolerance)
 
@@ -251,18 +284,24 @@ def test_a_constant_feature_gets_deviation_one() -> None:
     np.testing.assert_allclose(deviation, [1, 1, 2])
 
 
+@pytest.mark.parametrize("error", [-(2.0**-22), 2.0**-22])
+def test_a_constant_feature_is_told_from_the_sums_error(error: float) -> None:
+    sums = statistics(np.column_stack([np.zeros(60), np.ones(60)]))
+    _, deviation = standardiser({**sums, "square_sum": sums["square_sum"] + 4 * error})
+    np.testing.assert_array_equal(deviation, [1, 1])
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_statistics_stay_within_their_bound_even_for_one_silo_with_all_rows(name: str) -> None:
     dataset = loaded(name)
-    everything = np.concatenate([dataset.union_train()[0], dataset.union_test()[0]])
-    parts = statistics(everything)
+    parts = statistics(everything(dataset))
     assert parts["count"].shape == ()
     assert parts["sum"].shape == parts["square_sum"].shape == (dataset.features,)
     assert all(part.dtype == np.float64 for part in parts.values())
     assert max(float(np.max(np.abs(part))) for part in parts.values()) < data.STATISTICS_BOUND / 4
 
 
-@pytest.mark.parametrize("value", [1e6, np.inf, np.nan])
+@pytest.mark.parametrize("value", [64.1, np.inf, np.nan])
 def test_statistics_beyond_their_bound_are_not_sent(value: float) -> None:
     with pytest.raises(InputError) as refused:
         statistics(np.array([[1.0, value]]))

@@ -14,7 +14,7 @@ import torch
 
 from secagg.config import is_name
 from secagg.demo import training
-from secagg.demo.data import Dataset, load, standardiser, statistics
+from secagg.demo.data import STATISTICS_BOUND, Dataset, load, standardiser, statistics
 from secagg.errors import ConfigError, InputError
 
 BESIDE = Path(__file__).parents[3] / "shared" / "data" / "heart"
@@ -148,6 +148,22 @@ def test_a_delta_beyond_its_bound_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_delta_has_a_margin_to_its_bound(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "DELTA_BOUND", training.DELTA_BOUND / 4)
     training.simulate_federated(loaded(name), 0)
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_statistics_of_34_bits_give_the_same_accuracy(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolution = STATISTICS_BOUND * 2.0**-34  # about what CKKS keeps
+
+    def rounded(features: np.ndarray) -> dict[str, np.ndarray]:
+        parts = statistics(features)
+        return {key: np.round(part / resolution) * resolution for key, part in parts.items()}
+
+    datasets = [loaded(name, seed) for seed in range(4)]
+    exact = [training.simulate_federated(dataset, 0) for dataset in datasets]
+    monkeypatch.setattr(training, "statistics", rounded)
+    assert [training.simulate_federated(dataset, 0) for dataset in datasets] == exact
 
 
 @needs_heart

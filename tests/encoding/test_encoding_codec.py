@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from secagg.config import Clip, Metric, TaskConfig, Weighting
 from secagg.crypto.secret import Entropy
 from secagg.encoding import codec as module
-from secagg.encoding.codec import Aggregate, Codec
+from secagg.encoding.codec import Codec
+from secagg.encoding.layout import Aggregate
 from secagg.encoding.schema import Schema
 from secagg.errors import InputError, MalformedMessage
 from secagg.ring.vectors import RunningSum

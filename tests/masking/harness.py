@@ -41,7 +41,7 @@ from secagg.crypto.labels import (
 from secagg.crypto.secret import Secret
 from secagg.crypto.sign import IdentityKey
 from secagg.errors import OutOfOrder, SecaggError
-from secagg.masking import client
+from secagg.masking import client, transcript
 from secagg.masking.ledger import Ledger, MemoryLedger
 from secagg.masking.manifest import Manifest
 from secagg.masking.messages import (
@@ -59,7 +59,8 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.server import Opening, ServerRound, describe
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import PowerRing, PrimeRing, Ring, Vector, ring_of
+from secagg.suite import KeyName, Suite
 
 A, B, C, D, E = (SiloId(f"silo-{letter}") for letter in "abcde")
 ME = B
@@ -68,6 +69,7 @@ TASK = "training"
 BASE = bytes(range(32))
 SESSION_ID = b"\x51" * 32
 LENGTH = 5
+KEY = KeyName(1, bytes(range(32, 64)))
 SIGNED_AS: Mapping[type, str] = {
     Descriptor: SIGN_DESCRIPTOR,
     AdvertiseKeys: SIGN_ADVERTISE_KEYS,
@@ -145,6 +147,18 @@ def make_session(n: int = 4, **changes: Any) -> SessionConfig:
     return SessionConfig(**values | changes)
 
 
+def make_sealed_session(
+    n: int = 4, protection: Protection = Protection.CKKS, **changes: Any
+) -> SessionConfig:
+    """The same for sealed updates."""
+    values: dict[str, Any] = {
+        "protection": protection,
+        "suite": Suite.CKKS_54,
+        "tasks": (make_task(ring_bits=None),),
+    }
+    return make_session(n, **values | changes)
+
+
 def make_policy(**changes: Any) -> Policy:
     """A policy that takes part in ``make_session()``."""
     values: dict[str, Any] = {
@@ -178,8 +192,28 @@ def signed(message: Any, by: str, tau: bytes, **changes: Any) -> Any:
     return replace(message, signature=signature)
 
 
+def modulus_of(ring: Ring) -> int:
+    """m of Z_m."""
+    if isinstance(ring, PrimeRing):
+        return ring.modulus
+    assert isinstance(ring, PowerRing)
+    return 1 << ring.bits
+
+
+def resigned(descriptor: Descriptor, **changes: Any) -> Descriptor:
+    """The descriptor that the true coordinator signed with these changes."""
+    changed = replace(descriptor, **changes)
+    done = signed(changed, "coordinator", transcript.round_transcript(changed))
+    assert isinstance(done, Descriptor)
+    return done
+
+
 class Play:
-    """One attempt: members, ledgers, a server, and what was said so far."""
+    """One attempt: members, ledgers, a server, and what was said so far.
+
+    In a session that seals, ``key`` and ``seeds`` are what a silo's sealing would have brought, and
+    the inputs are any residues: the core never looks into a sealed vector.
+    """
 
     @property
     def complete(self) -> bool:
@@ -199,8 +233,10 @@ class Play:
         ledgers: Mapping[SiloId, Ledger] | None = None,
         outsiders: tuple[SiloId, ...] = (),
         entropy: str = "play",
+        key: KeyName = KEY,
     ) -> None:
         self.session = session or make_session()
+        seals = self.session.protection.seals
         names = self.session.silos
         self.manifest = make_manifest((*names, *outsiders))
         self.members = {
@@ -208,14 +244,14 @@ class Play:
                 name,
                 identity(name),
                 self.manifest,
-                policy or make_policy(),
+                policy or make_policy(protections=(self.session.protection,)),
                 self.session,
                 SESSION_ID,
             )
             for name in names
         }
         self.ledgers: Mapping[SiloId, Ledger] = ledgers or {name: MemoryLedger() for name in names}
-        self.expected = client.Expected(TASK, round_number, base)
+        self.expected = client.Expected(TASK, round_number, base, key=key if seals else None)
         self.entropy = Keyed(entropy, round_number, attempt)
         self.opening = Opening(
             self.session,
@@ -227,17 +263,23 @@ class Play:
             base,
             cohort or names,
             length,
+            self.expected.key,
         )
         self.descriptor = describe(self.opening, identity("coordinator"), self.entropy)
         self.server = ServerRound(self.opening, self.descriptor, identity("coordinator"))
         self.broadcast: Any = self.descriptor
         self.states: dict[SiloId, Any] = {}
         self.sent: dict[tuple[SiloId, Phase], Any] = {}
-        self.ring = Ring(self.session.task(TASK).ring_bits)
+        self.ring = ring_of(self.session, TASK)
         words = Keyed("inputs", entropy, length)
         self.inputs: dict[SiloId, Vector] = {
-            name: self.ring.unpack(words(length * self.ring.word_bytes), length) for name in names
+            name: self.ring.unpack(words(length * self.ring.word_bytes), length).copy()
+            for name in names
         }
+        for vector in self.inputs.values():
+            self.ring.reduce(vector)
+        drawn = Keyed("seeds", entropy, round_number, attempt)
+        self.seeds = {name: drawn(32) if seals else b"" for name in names}
         self.vectors = {name: vector.copy() for name, vector in self.inputs.items()}
 
     def again(self, **changes: Any) -> Play:
@@ -264,10 +306,14 @@ class Play:
                 admitted = client.admit(told, member, self.expected, ledger)
                 recorded = ledger.record(admitted.entry)
                 state, reply = client.advertise_keys(admitted, recorded, entropy=self.entropy)
-            case Roster():
+            case Roster() if self.session.protection.masks:
                 state, reply = client.share_keys(state, told, entropy=self.entropy)
+            case Roster():
+                vector, seed = self.vectors[name], self.seeds[name]
+                state, reply = client.seal_input(state, told, vector, seed)
             case Dealt():
-                state, reply = client.mask_input(state, told, self.vectors[name])
+                vector, seed = self.vectors[name], self.seeds[name]
+                state, reply = client.mask_input(state, told, vector, seed)
             case Survivors():
                 state, reply = client.check_survivors(state, told, ledger)
             case Signatures():
@@ -311,12 +357,19 @@ class Play:
 
     def total(self, names: Iterable[SiloId]) -> Vector:
         """The slow twin: the exact sum of these inputs."""
-        modulus = 1 << self.ring.bits
+        modulus = modulus_of(self.ring)
         sums = [
             sum(int(self.inputs[name][i]) for name in names) % modulus
             for i in range(self.opening.length)
         ]
         return np.array(sums, self.ring.dtype)
+
+
+def republished(play: Play, by: str = "coordinator", **changes: Any) -> Any:
+    """The result, signed anew by somebody with these changes."""
+    result = replace(play.broadcast, **changes)
+    tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
+    return signed(result, by, tau4)
 
 
 def ledger_snapshot(ledger: Ledger) -> Any:
@@ -327,6 +380,7 @@ def ledger_snapshot(ledger: Ledger) -> Any:
         dict(ledger._sessions),
         dict(ledger._revealed),
         {k: dict(v) for k, v in ledger._openings.items()},
+        dict(ledger._keys),
     )
 
 

@@ -34,6 +34,7 @@ from secagg.masking.shares import HeldShares, seal_shares
 from .harness import (
     BASE,
     COLLUDER,
+    KEY,
     LOW_ORDER,
     ME,
     SESSION_ID,
@@ -51,9 +52,12 @@ from .harness import (
     identity,
     make_manifest,
     make_policy,
+    make_sealed_session,
     make_session,
     make_task,
     of,
+    republished,
+    resigned,
     signed,
     silos,
     swap,
@@ -70,14 +74,6 @@ def cases(*rows: tuple[str, str, Alter]) -> pytest.MarkDecorator:
 
 
 # Phase 0: the descriptor.
-
-
-def resigned(descriptor: Descriptor, **changes: Any) -> Descriptor:
-    """A descriptor that the true coordinator signed with these changes."""
-    changed = replace(descriptor, **changes)
-    done = signed(changed, "coordinator", transcript.round_transcript(changed))
-    assert isinstance(done, Descriptor)
-    return done
 
 
 DESCRIPTOR = cases(
@@ -143,6 +139,7 @@ def test_descriptor_refused(play: Play, code: str, alter: Alter) -> None:
         {"cohort": (A, B, C)},
         {"threshold": 4},
         {"base": bytes(32)},
+        {"key": KEY},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -164,6 +161,7 @@ def test_the_fields_above_are_all(play: Play) -> None:
         "cohort",
         "threshold",
         "base",
+        "key",
     }
 
 
@@ -254,6 +252,7 @@ def test_session_of_another_name_needs_no_consent(play: Play) -> None:
     ("code", "session", "policy"),
     [
         ("policy-protection", {}, {"protections": ()}),
+        ("policy-protection", {}, {"protections": (Protection.CKKS, Protection.CKKS_MASKED)}),
         ("policy-colluders", {"min_cohort": 4}, {"colluders": 2, "min_threshold": 4}),
         ("policy-min-cohort", {}, {"min_cohort": 4}),
         ("policy-ring", {}, {"ring_bits": (16, 64)}),
@@ -291,7 +290,8 @@ def test_descriptor_with_a_threshold_that_cannot_hold(n: int, threshold: int) ->
 
 
 def test_a_session_or_policy_of_no_protection_cannot_be_written() -> None:
-    assert tuple(Protection) == (Protection.MASKED,)
+    assert tuple(Protection) == (Protection.MASKED, Protection.CKKS, Protection.CKKS_MASKED)
+    assert all(protection.masks or protection.seals for protection in Protection)
     with pytest.raises(SecaggError):
         Policy(0, 3, 3, (), (), (), 1.0)
 
@@ -403,6 +403,13 @@ ROSTER = cases(
 @ROSTER
 def test_roster_refused(play: Play, code: str, alter: Alter) -> None:
     play.advance(Phase.SHARE_KEYS)
+    check_refused(play, alter(play, play.broadcast), code, FaultyServer)
+
+
+@ROSTER
+def test_roster_refused_where_nothing_is_masked(code: str, alter: Alter) -> None:
+    """The silo finds the same, and has not committed to its sealed vector."""
+    play = Play(make_sealed_session()).advance(Phase.MASKED_INPUT)
     check_refused(play, alter(play, play.broadcast), code, FaultyServer)
 
 
@@ -671,7 +678,7 @@ def recommitted(
 ) -> Survivors:
     """The survivors with one commit that somebody (its silo) signed anew with these changes."""
     commit = of(survivors.commits, name)  # type: ignore[arg-type]
-    return Survivors(swap(survivors.commits, signed(commit, by or name, play.taus[2], **changes)))
+    return Survivors(swap(survivors.commits, signed(commit, by or name, play.taus[-2], **changes)))
 
 
 def foreign_commit(play: Play, name: Any) -> MaskedInput:
@@ -735,6 +742,12 @@ SURVIVORS = cases(
 @SURVIVORS
 def test_survivors_refused(play: Play, code: str, alter: Alter) -> None:
     play.advance(Phase.CONSISTENCY)
+    check_refused(play, alter(play, play.broadcast), code, FaultyServer)
+
+
+@SURVIVORS
+def test_survivors_refused_where_nothing_is_masked(code: str, alter: Alter) -> None:
+    play = Play(make_sealed_session()).advance(Phase.CONSISTENCY)
     check_refused(play, alter(play, play.broadcast), code, FaultyServer)
 
 
@@ -928,13 +941,6 @@ def test_a_state_is_used_once(play: Play, phase: Phase) -> None:
 
 
 # Phase 6: the result.
-
-
-def republished(play: Play, by: str = "coordinator", **changes: Any) -> Any:
-    """The result, signed anew by somebody with these changes."""
-    result = replace(play.broadcast, **changes)
-    tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
-    return signed(result, by, tau4)
 
 
 RESULT = cases(

@@ -60,7 +60,7 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.shares import HeldShares, seal_shares
-from secagg.ring.vectors import Ring
+from secagg.ring.vectors import PowerRing
 
 from .conftest import EXAMPLES
 from .harness import (
@@ -92,7 +92,7 @@ SESSION_IDS = (b"\x51" * 32, b"\x52" * 32, b"\x53" * 32)
 MANIFEST = make_manifest(SILOS)
 POLICY: Policy = make_policy(repeat_sessions=("study",))
 SESSION_HASH = transcript.session_hash(SESSION)
-RING = Ring(SESSION.task(TASK).ring_bits)
+RING = PowerRing(SESSION.task(TASK).ring_bits)
 T = TypeVar("T")
 
 

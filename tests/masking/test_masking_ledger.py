@@ -12,18 +12,21 @@ from hypothesis import strategies as st
 from secagg.errors import FaultyServer, PolicyRefused, SecaggError
 from secagg.masking.ledger import (
     Joined,
+    Keyed,
     MemoryLedger,
     Opened,
     Recorded,
     Revealed,
     check_differencing,
 )
+from secagg.suite import KeyName
 
 from .harness import BASE, SESSION_ID, A, B, C, D, ledger_snapshot
 
 JOINED = Joined("study", SESSION_ID, 3, 2, BASE, b"0" * 32)
 REVEALED = Revealed(BASE, b"3" * 32, (A, B, C))
 OPENED = Opened(SESSION_ID, "training", b"t" * 32)
+KEYED = Keyed(SESSION_ID, 5, b"k" * 32)
 
 
 @pytest.fixture
@@ -43,12 +46,14 @@ def test_an_empty_ledger(memory: MemoryLedger) -> None:
     assert memory.last_attempt(SESSION_ID) == (0, 0)
     assert memory.session_ids("study") == frozenset()
     assert memory.revealed(BASE) is None
+    assert memory.newest_key(SESSION_ID) is None
 
 
 def test_evidence_is_of_the_entry(memory: MemoryLedger) -> None:
     assert memory.record(JOINED) == Recorded(JOINED)
     assert memory.record(REVEALED) == Recorded(REVEALED)
     assert memory.record(OPENED) == Recorded(OPENED)
+    assert memory.record(KEYED) == Recorded(KEYED)
 
 
 @pytest.mark.parametrize(("round_", "attempt"), [(3, 2), (3, 1), (2, 9), (1, 1)])
@@ -60,6 +65,16 @@ def test_an_attempt_is_joined_once_and_forward(
     check_refused(memory, older, "descriptor-replay", FaultyServer)
     memory.record(replace(older, session_id=bytes(32)))
     assert memory.session_ids("study") == {SESSION_ID, bytes(32)}
+
+
+def test_the_newest_attempt_is_remembered_by_session(memory: MemoryLedger) -> None:
+    assert memory.last_joined(SESSION_ID) is None
+    newer = replace(JOINED, round=4, attempt=1)
+    memory.record(JOINED)
+    assert memory.last_joined(SESSION_ID) == JOINED
+    memory.record(newer)
+    assert memory.last_joined(SESSION_ID) == newer
+    assert memory.last_joined(bytes(32)) is None
 
 
 @pytest.mark.parametrize(("round_", "attempt"), [(3, 3), (4, 1)])
@@ -124,3 +139,57 @@ def test_openings_are_remembered() -> None:
     assert not book.openings(b"1" * 32)
     book.record(Opened(b"1" * 32, "training", b"2" * 32))
     assert set(book.openings(b"1" * 32)) == {"training"}
+
+
+def test_the_newest_key_is_remembered_by_session(memory: MemoryLedger) -> None:
+    memory.record(KEYED)
+    memory.record(replace(KEYED, session_id=bytes(32), epoch=1))
+    assert memory.newest_key(SESSION_ID) == KeyName(5, b"k" * 32)
+    assert memory.newest_key(bytes(32)) == KeyName(1, b"k" * 32)
+    assert memory.newest_key(b"n" * 32) is None
+
+
+def test_the_same_key_again_changes_nothing(memory: MemoryLedger) -> None:
+    memory.record(KEYED)
+    before = ledger_snapshot(memory)
+    assert memory.record(KEYED) == Recorded(KEYED)
+    assert ledger_snapshot(memory) == before
+
+
+@pytest.mark.parametrize("epoch", [6, 7, 2**32 - 1])
+@pytest.mark.parametrize("key_id", [b"k" * 32, b"l" * 32])
+def test_a_key_of_a_later_epoch_replaces_it(
+    memory: MemoryLedger, epoch: int, key_id: bytes
+) -> None:
+    memory.record(KEYED)
+    memory.record(replace(KEYED, epoch=epoch, key_id=key_id))
+    assert memory.newest_key(SESSION_ID) == KeyName(epoch, key_id)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "key_id"),
+    [(5, b"l" * 32), (5, bytes(32)), (4, b"k" * 32), (4, b"l" * 32), (1, b"k" * 32)],
+)
+def test_no_older_epoch_and_no_other_key_of_the_same(
+    memory: MemoryLedger, epoch: int, key_id: bytes
+) -> None:
+    memory.record(KEYED)
+    check_refused(memory, Keyed(SESSION_ID, epoch, key_id), "key-epoch", FaultyServer)
+    memory.record(Keyed(bytes(32), epoch, key_id))  # another session has epochs of its own
+    assert memory.newest_key(SESSION_ID) == KeyName(5, b"k" * 32)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from([b"k" * 32, b"l" * 32])), max_size=9))
+def test_epochs_never_decrease_and_each_has_one_key(taken: list[tuple[int, bytes]]) -> None:
+    book, seen = MemoryLedger(), [KeyName(1, b"0" * 32)]
+    book.record(Keyed(SESSION_ID, seen[0].epoch, seen[0].key_id))
+    for epoch, key_id in taken:
+        allowed = epoch > seen[-1].epoch or (epoch, key_id) == (seen[-1].epoch, seen[-1].key_id)
+        try:
+            book.record(Keyed(SESSION_ID, epoch, key_id))
+        except FaultyServer:
+            assert not allowed
+        else:
+            assert allowed
+            seen.append(KeyName(epoch, key_id))
+        assert book.newest_key(SESSION_ID) == seen[-1]

@@ -19,7 +19,7 @@ from secagg.masking.messages import AdvertiseKeys, ShareKind
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares
 from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
 from secagg.ring.expand import Mask, apply_masks
-from secagg.ring.vectors import Ring
+from secagg.ring.vectors import PowerRing
 
 from .harness import A, B, C, D, Keyed, silos
 
@@ -52,7 +52,7 @@ def test_graph_is_complete_and_sorted() -> None:
 @pytest.mark.parametrize("prg", MaskPrg)
 @pytest.mark.parametrize("bits", [16, 32, 64])
 def test_pair_masks_cancel(prg: MaskPrg, bits: int) -> None:
-    ring = Ring(bits)  # type: ignore[arg-type]
+    ring = PowerRing(bits)  # type: ignore[arg-type]
     total = ring.zeros(100)
     for name in NAMES:
         apply_masks(ring, total, [between(name, o, prg) for o in neighbours(NAMES, name)], prg)

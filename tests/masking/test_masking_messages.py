@@ -32,12 +32,14 @@ from secagg.masking.messages import (
     Survivors,
     Unmasking,
 )
+from secagg.suite import KeyName
 
 from .harness import SIGNED_AS, A, B, C, Keyed
 
 H, SIG = b"h" * 32, b"s" * 64
 KEY, OTHER_KEY = b"\x09" + bytes(31), b"\x0a" + bytes(31)
 SEED, MASK = ShareKind.SELF_SEED, ShareKind.MASK_KEY
+NAME = KeyName(1, H)
 
 
 def share(owner: Any = A, kind: ShareKind = SEED, byte: bytes = b"\x01") -> RevealedShare:
@@ -53,6 +55,8 @@ COMMIT = MaskedInput(A, H, (B,), SIG)
 VOTE = Consistency(A, SIG)
 REVEAL = Unmasking(A, (share(A), share(B, MASK)), SIG)
 RESULT = Result("training", 1, H, (A, B, C), (A, B), H, H, SIG)
+SEALED = MaskedInput(A, H, (B,), SIG, b"c" * 32)
+SEALED_RESULT = replace(RESULT, key=NAME, seeds=(b"1" * 32, b"2" * 32))
 DESCRIPTOR = Descriptor(H, H, 1, H, "training", 1, 1, H, (A, B, C), 3, H, SIG)
 GOOD = {
     type(message).__name__: message
@@ -212,7 +216,12 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
         "commitments": (COMMITMENT, Commitment(B, bytes(32), H)),
         "boxes_digest": bytes(32),
     },
-    "MaskedInput": {"sender": B, "vector_digest": bytes(32), "bad_dealers": ()},
+    "MaskedInput": {
+        "sender": B,
+        "vector_digest": bytes(32),
+        "bad_dealers": (),
+        "seed": b"d" * 32,
+    },
     "Consistency": {"sender": B},
     "Unmasking": {"sender": B, "shares": (share(A), share(B, SEED))},
     "Result": {
@@ -223,6 +232,17 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
         "survivors": (A, B, C),
     },
 }
+RESULT_SEALED: dict[str, dict[str, Any]] = {
+    "epoch": {"key": KeyName(2, H)},
+    "key id": {"key": KeyName(1, bytes(32))},
+    "first seed": {"seeds": (b"3" * 32, b"2" * 32)},
+    "last seed": {"seeds": (b"1" * 32, b"3" * 32)},
+    "order of seeds": {"seeds": (b"2" * 32, b"1" * 32)},
+    "seeds and survivors": {"survivors": (A,), "seeds": (b"1" * 32,)},
+    "survivor": {"survivors": (A, C)},
+    "no key": {"key": None, "seeds": ()},
+    "no survivors": {"survivors": (), "seeds": ()},
+}
 NOT_IN_BODIES = {"signature", "sealed", "survivors_transcript", "vector_digest"}
 
 
@@ -230,12 +250,69 @@ NOT_IN_BODIES = {"signature", "sealed", "survivors_transcript", "vector_digest"}
 def test_every_field_changes_the_body(kind: str) -> None:
     message, changes = GOOD[kind], ALTERNATIVES[kind]
     left_out = {field.name for field in fields(message)} - changes.keys()
+    if kind == "Result":
+        left_out -= {"key", "seeds"}  # they come together: see below
     assert left_out <= NOT_IN_BODIES
     bodies = {message.body()} | {
         replace(message, **{name: value}).body() for name, value in changes.items()
     }
     assert len(bodies) == len(changes) + 1
     assert replace(message, signature=bytes(64)).body() == message.body()
+
+
+def test_key_and_every_seed_change_the_body_of_a_result() -> None:
+    bodies = {replace(SEALED_RESULT, **changes).body() for changes in RESULT_SEALED.values()}
+    assert len(bodies | {SEALED_RESULT.body()}) == len(RESULT_SEALED) + 1
+    assert replace(SEALED_RESULT, signature=bytes(64)).body() == SEALED_RESULT.body()
+
+
+def test_without_key_and_seed_a_body_is_what_it_was_before_there_were_any() -> None:
+    """Signatures of masked sessions stay good: nothing is appended where there is nothing."""
+
+    def enc(*items: bytes) -> bytes:
+        parts = (len(item).to_bytes(8, "big") + item for item in items)
+        return len(items).to_bytes(4, "big") + b"".join(parts)
+
+    assert COMMIT.body() == enc(A.encode(), H, enc(B.encode()))
+    assert SEALED.body() == enc(A.encode(), H, enc(B.encode()), b"c" * 32)
+    listed = [enc(*(name.encode() for name in names)) for names in ((A, B, C), (A, B))]
+    plain = [b"training", (1).to_bytes(8, "big"), H, *listed]
+    assert RESULT.body() == enc(*plain)
+    seeds = (b"1" * 32, b"2" * 32)
+    assert SEALED_RESULT.body() == enc(*plain, (1).to_bytes(8, "big"), H, *seeds)
+
+
+@pytest.mark.parametrize("seed", [b"x", bytes(31), bytes(33), bytes(64)])
+def test_a_seed_has_32_bytes_or_is_none(seed: bytes) -> None:
+    check_refused(SEALED, "message-size", seed=seed)
+    check_refused(SEALED_RESULT, "message-size", seeds=(b"1" * 32, seed))
+    assert replace(SEALED, seed=b"") == COMMIT
+
+
+@pytest.mark.parametrize("seeds", [(), (H,), (H, H, H)])
+def test_a_sealed_sum_has_a_seed_for_each_survivor(seeds: tuple[bytes, ...]) -> None:
+    check_refused(SEALED_RESULT, "result-seeds", seeds=seeds)
+
+
+def test_seeds_without_a_key_open_nothing() -> None:
+    check_refused(SEALED_RESULT, "result-seeds", key=None)
+    check_refused(RESULT, "result-seeds", seeds=(H, H))
+    check_refused(RESULT, "result-seeds", key=NAME)
+    assert replace(RESULT, survivors=(), key=NAME).seeds == ()
+
+
+@pytest.mark.parametrize(
+    ("epoch", "key_id"),
+    [(0, H), (-1, H), (2**32, H), (1, b""), (1, H[:-1]), (1, H + b"x")],
+)
+def test_a_key_is_named_by_an_epoch_and_32_bytes(epoch: int, key_id: bytes) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        KeyName(epoch, key_id)
+    assert caught.value.code == "key-name"
+
+
+def test_keys_of_later_epochs_are_greater() -> None:
+    assert KeyName(1, b"z" * 32) < KeyName(2, bytes(32)) < KeyName(2**32 - 1, bytes(32))
 
 
 def test_dealing_has_the_body_of_what_was_shared() -> None:
@@ -247,7 +324,7 @@ def test_commit_digest_follows_the_body_alone() -> None:
     assert replace(COMMIT, signature=bytes(64)).digest() == COMMIT.digest()
     changes = ALTERNATIVES["MaskedInput"]
     digests = {replace(COMMIT, **{name: value}).digest() for name, value in changes.items()}
-    assert len(digests | {COMMIT.digest()}) == 4
+    assert len(digests | {COMMIT.digest()}) == 5
 
 
 def test_every_part_of_a_revealed_share_changes_the_body() -> None:
@@ -266,18 +343,22 @@ def test_every_part_of_a_revealed_share_changes_the_body() -> None:
 few_names = st.sampled_from(["a", "b", "ab", "a-b", "aa", "b-a", "bb"])
 name_lists = st.lists(few_names, unique=True, max_size=4).map(lambda names: tuple(sorted(names)))
 digests = st.sampled_from([bytes(32), H])
-commits = st.builds(MaskedInput, few_names, digests, name_lists, st.just(SIG))
-results = st.builds(
-    Result,
-    few_names,
-    st.integers(1, 3),
-    digests,
-    name_lists,
-    name_lists,
-    st.just(H),
-    st.just(H),
-    st.just(SIG),
-)
+seeds_ = st.sampled_from([b"", bytes(32), H])
+commits = st.builds(MaskedInput, few_names, digests, name_lists, st.just(SIG), seeds_)
+keys_ = st.none() | st.builds(KeyName, st.integers(1, 2), digests)
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> Result:
+    survivors, key = draw(name_lists), draw(keys_)
+    count = 0 if key is None else len(survivors)
+    seeds = draw(st.lists(digests, min_size=count, max_size=count).map(tuple))
+    number, task = draw(st.integers(1, 3)), draw(few_names)
+    base, cohort = draw(digests), draw(name_lists)
+    return Result(task, number, base, cohort, survivors, H, H, SIG, key, seeds)
+
+
+results = sums()
 shares_ = st.builds(share, few_names, st.sampled_from(ShareKind), st.sampled_from([b"\0", b"\1"]))
 reveals = st.builds(
     Unmasking,

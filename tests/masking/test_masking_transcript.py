@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secagg.config import Clip, MaskPrg, Metric, Phase, SessionConfig, ThresholdRule, Weighting
+from secagg.config import (
+    Clip,
+    MaskPrg,
+    Metric,
+    Phase,
+    Protection,
+    SessionConfig,
+    ThresholdRule,
+    Weighting,
+)
 from secagg.encoding.schema import Schema
 from secagg.masking import transcript
 from secagg.masking.manifest import Manifest
+from secagg.suite import KeyName
 
 from .harness import (
     BASE,
+    KEY,
     SESSION_ID,
     A,
     B,
@@ -27,6 +39,7 @@ from .harness import (
     Play,
     identity,
     make_manifest,
+    make_sealed_session,
     make_session,
     make_task,
     silos,
@@ -68,7 +81,7 @@ def session_again(s: SessionConfig) -> bytes:
             t.name.encode(),
             t.weighting.value.encode(),
             u(t.rounds),
-            u(t.ring_bits),
+            u(t.ring_bits or 0),
             number(t.bound),
             t.clip.value.encode(),
             number(t.weight_cap),
@@ -88,15 +101,74 @@ def session_again(s: SessionConfig) -> bytes:
         s.mask_prg.value.encode(),
         u(s.chunk_bytes),
         enc(*tasks),
+        *([] if s.suite is None else [s.suite.value.encode()]),
     )
 
 
 SESSION = make_session(5, tasks=(make_task(), make_task(name="statistics")))
 
 
+SEALED = {how: make_sealed_session(5, how) for how in (Protection.CKKS, Protection.CKKS_MASKED)}
+
+
 def test_session_hash_again() -> None:
-    assert transcript.session_hash(SESSION) == session_again(SESSION)
-    assert transcript.session_hash(make_session()) == session_again(make_session())
+    for session in (SESSION, make_session(), *SEALED.values()):
+        assert transcript.session_hash(session) == session_again(session)
+
+
+def test_masked_sessions_are_as_they_were_before_there_were_suites() -> None:
+    """Pinned from version d5843ef: sessions, silos' memories and journals of then go on."""
+    two = (
+        make_task(),
+        make_task(
+            name="statistics",
+            weighting=Weighting.SUM,
+            weight_cap=1.0,
+            ring_bits=64,
+            metrics=(),
+        ),
+    )
+    session = make_session(
+        5,
+        tasks=two,
+        mask_prg=MaskPrg.CHACHA20,
+        colluders=2,
+        min_cohort=4,
+        chunk_bytes=4096,
+    )
+    assert transcript.session_hash(session).hex() == (
+        "f8f286dcecd006bfca30e66a4e4fc5f69cbdfb876366ebef0cb164e3854401da"
+    )
+    assert transcript.session_hash(make_session()).hex() == (
+        "707ffecde51ec6eaebaf6eac152d7858048df60bba55811a7fc53c8857c48b1b"
+    )
+
+
+def test_a_masked_attempt_is_byte_for_byte_what_it_was() -> None:
+    """Pinned from version d5843ef: every transcript, and the signed result, under keyed entropy."""
+    play = Play().advance(None)
+    assert [tau.hex() for tau in play.taus] == [
+        "2f4d960b0bd1b4e6aea87918f6b8eebb9f0605a58b60b0546153195d5589a762",
+        "3d5a6ba0134d41408a00b90f6cdba91bc734970f049a81605836a027cd646502",
+        "91609fe2cb401c4773d18839ebbbafbb809da99294c7fd7151026d6a176dafb2",
+        "4976775711737fc997f8fc302d770191a72d0791a333bfc400ae3d429e146f5d",
+    ]
+    assert play.broadcast.signature.hex() == (
+        "9340997b6f01888e4c4c5fc62d10beada70b9c3a338b8d4441ba9836695ef78f"
+        "ef54aaa15f4cfed20074aaca7abbefd3ecd941420f72fb94f7ee903367efb503"
+    )
+
+
+def test_protections_are_other_sessions() -> None:
+    """Alike in all but the protection, its suite and its ring."""
+    sessions = (make_session(5), *SEALED.values())
+    assert len({transcript.session_hash(session) for session in sessions}) == 3
+
+
+def test_another_suite_is_another_session() -> None:
+    session = make_sealed_session(5)
+    object.__setattr__(session, "suite", SimpleNamespace(encode=lambda: b"ckks-55"))
+    assert transcript.session_hash(session) != transcript.session_hash(make_sealed_session(5))
 
 
 def task_changed(**changes: Any) -> dict[str, Any]:
@@ -170,6 +242,18 @@ def test_task_history_and_base_again() -> None:
     later = h("history", history, b"4" * 32)
     assert transcript.next_history(history, b"4" * 32) == later
     assert transcript.base_of(later, task) == h("base", later, task)
+
+
+def test_the_position_of_a_task_again() -> None:
+    """Its own results move it, in their order, and nothing else does."""
+    task, results = b"t" * 32, [b"1" * 32, b"2" * 32]
+    position = h("history", task)
+    assert transcript.position_of(task, []) == position
+    for result in results:
+        position = h("history", position, result)
+    assert transcript.position_of(task, results) == position
+    others = ([], results[:1], results[::-1], [*results, bytes(32)])
+    assert len({transcript.position_of(task, other) for other in others} | {position}) == 5
 
 
 def test_every_field_of_an_opening_changes_its_hash() -> None:
@@ -264,6 +348,33 @@ def test_all_transcripts_of_an_attempt_again(play: Play) -> None:
     assert transcript.result_transcript(tau3, b"v" * 32) == h("result", tau3, b"v" * 32)
 
 
+def test_transcripts_of_a_sealed_attempt_again() -> None:
+    """τ0 names the key, τ3 the seeds; where nothing is shared, τ3 follows τ1 at once."""
+    play = Play(make_sealed_session()).advance(Phase.MASKED_INPUT)
+    d = play.descriptor
+    place = (b"training", u(1), u(1), d.nonce, names((A, B, C, D)), u(3, 4), BASE)
+    head = (SESSION_ID, session_again(play.session), u(7), h("manifest", play.manifest.encode()))
+    tau0 = h("round", *head, *place, u(KEY.epoch), KEY.key_id)
+    adverts = [enc(a.body(), a.signature) for a in play.broadcast.adverts]
+    tau1 = h("roster", tau0, *adverts)
+    assert play.taus == [tau0, tau1]
+
+    survivors = play.advance(Phase.CONSISTENCY, silent={Phase.MASKED_INPUT: [D]}).broadcast
+    commits = []
+    for name, commit in zip((A, B, C), survivors.commits, strict=True):
+        assert commit.seed == play.seeds[name]
+        body = enc(name.encode(), commit.vector_digest, enc(), play.seeds[name])
+        commits.append(enc(name.encode(), h("commit", body)))
+    assert play.taus[2:] == [h("survivors", tau1, *commits)]
+
+
+def test_another_epoch_or_key_is_another_attempt() -> None:
+    descriptor = Play(make_sealed_session()).descriptor
+    keys = [None, KEY, KeyName(2, KEY.key_id), KeyName(1, bytes(32))]
+    changed = [dataclasses.replace(descriptor, key=key) for key in keys]
+    assert len({transcript.round_transcript(other) for other in changed}) == len(keys)
+
+
 def test_shares_are_committed_to_under_the_roster(play: Play) -> None:
     play.advance(Phase.UNMASKING)
     reveal = play.step(A)
@@ -294,6 +405,7 @@ def test_shares_are_committed_to_under_the_roster(play: Play) -> None:
         {"cohort": (A, B, C)},
         {"threshold": 4},
         {"base": bytes(32)},
+        {"key": KEY},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -349,6 +461,7 @@ def test_every_dealing_changes_tau2_and_their_order_does_not(play: Play) -> None
         one(sender="silo-0"),
         one(vector_digest=bytes(32)),
         one(bad_dealers=(D,)),
+        one(seed=bytes(32)),
         lambda commits: commits[1:],
         lambda commits: commits[::-1],
     ],

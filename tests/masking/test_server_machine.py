@@ -24,7 +24,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from secagg.config import Phase, SiloId, ThresholdRule
+from secagg.config import Phase, Protection, SiloId, ThresholdRule
 from secagg.crypto.digest import vector_digest
 from secagg.crypto.secret import Secret
 from secagg.errors import (
@@ -45,17 +45,30 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.server import ServerRound
+from secagg.ring.vectors import PrimeRing
 
 from .conftest import EXAMPLES
-from .harness import Play, flip, make_session, server_snapshot, signed, swap
+from .harness import (
+    Play,
+    flip,
+    make_sealed_session,
+    make_session,
+    make_task,
+    server_snapshot,
+    signed,
+    swap,
+)
 
 PHASES = list(Phase)
 WHO = st.integers(0, 5)
 HOW = st.integers(0, 3)
+RINGS = (16, 32, 64, Protection.CKKS, Protection.CKKS_MASKED)
 
 
 class Server(RuleBasedStateMachine):
-    """One attempt with up to six silos."""
+    """One attempt with up to six silos, masked or sealed or both."""
+
+    rings: tuple[int | Protection, ...] = RINGS
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,13 +79,15 @@ class Server(RuleBasedStateMachine):
         self.held: list[Any] = []
         self.over = False
 
-    @initialize(
-        n=st.integers(3, 6), bits=st.sampled_from([16, 32, 64]), half=st.booleans(), seed=HOW
-    )
-    def open(self, n: int, bits: int, half: bool, seed: int) -> None:
+    @initialize(n=st.integers(3, 6), kind=st.integers(0, 29), half=st.booleans(), seed=HOW)
+    def open(self, n: int, kind: int, half: bool, seed: int) -> None:
         rule_ = ThresholdRule(1, 2) if half else ThresholdRule(2, 3)
-        session = make_session(n, threshold=rule_)
-        session = replace(session, tasks=(replace(session.tasks[0], ring_bits=bits),))
+        ring = self.rings[kind % len(self.rings)]
+        if isinstance(ring, Protection):
+            session = make_sealed_session(n, ring, threshold=rule_)
+        else:
+            task = make_task(ring_bits=ring)
+            session = make_session(n, threshold=rule_, tasks=(task,))
         self.play = Play(session, length=3, entropy=f"machine-{seed}")
 
     def someone(self, who: int) -> SiloId:
@@ -156,13 +171,17 @@ class Server(RuleBasedStateMachine):
                 return self.misdealt(message, how), None
             case MaskedInput() if how == 1:
                 return self.poisoned(message)
-            case MaskedInput() if how == 2 and victim != name:
+            case MaskedInput() if how == 2 and victim != name and play.session.protection.masks:
                 self.accused.add(victim)
                 done = signed(message, name, tau, bad_dealers=(victim,))
                 state = play.states[name]
                 held = {o: s for o, s in state.held.items() if o != victim}
                 play.states[name] = replace(state, held=held, commit=done)
                 return done, None
+            case MaskedInput() if how == 2 and message.seed:
+                return self.copied_seed(message, victim), None
+            case MaskedInput() if how == 3 and message.seed:
+                return self.no_residue(message)
             case MaskedInput():
                 return message, play.vectors[name][:-1]
             case Unmasking():
@@ -191,9 +210,23 @@ class Server(RuleBasedStateMachine):
         play.vectors[name] += play.ring.dtype.type(3)
         play.inputs[name] = play.inputs[name] + play.ring.dtype.type(3)
         words = vector_digest(play.ring.pack(play.vectors[name]), play.session.chunk_bytes)
-        done = signed(message, name, play.taus[2], vector_digest=words)
+        done = signed(message, name, play.taus[-1], vector_digest=words)
         play.states[name] = replace(play.states[name], commit=done)
         return done, None
+
+    def copied_seed(self, message: MaskedInput, victim: SiloId) -> Any:
+        """Another silo's seed where it has sent one, and none at all else."""
+        accepted = self.play.server._accepted[Phase.MASKED_INPUT].get(victim)
+        seed = accepted.seed if isinstance(accepted, MaskedInput) else b""
+        return signed(message, message.sender, self.play.taus[-1], seed=seed)
+
+    def no_residue(self, message: MaskedInput) -> tuple[Any, Any]:
+        """The same sum mod q or another, in a word that no ring holds; well committed to."""
+        vector = self.play.vectors[message.sender].copy()
+        vector[0] = 2**64 - 1
+        words = vector_digest(self.play.ring.pack(vector), self.play.session.chunk_bytes)
+        done = signed(message, message.sender, self.play.taus[-1], vector_digest=words)
+        return done, vector
 
     def lying(self, message: Unmasking, how: int) -> Any:
         """One share too few, one that is wrong, or all."""
@@ -303,10 +336,22 @@ class Server(RuleBasedStateMachine):
             raise AssertionError(f"an honest silo met {error}") from error
 
 
-def drive(examples: int, **options: Any) -> None:
+class MaskedServer(Server):
+    """Masked attempts."""
+
+    rings = RINGS[:3]
+
+
+class SealedServer(Server):
+    """Attempts with updates that are sealed, and masked by nothing."""
+
+    rings = (Protection.CKKS,)
+
+
+def drive(examples: int, machine: type[Server] = Server, **options: Any) -> None:
     """Play so many attempts."""
     run_state_machine_as_test(
-        Server,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,
@@ -346,14 +391,27 @@ def nothing(*_: Any) -> None:
     """A check that is gone."""
 
 
-@pytest.mark.parametrize("weaken", MUTANTS.values(), ids=MUTANTS.keys())
-def test_server_machine_has_power(weaken: Callable[[pytest.MonkeyPatch], None]) -> None:
+SEALED_MUTANTS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
+    "seeds-not-checked": lambda p: p.setattr(ServerRound, "_check_seed", nothing),
+    "residues-not-checked": lambda p: p.setattr(PrimeRing, "holds", lambda *_: True),
+}
+WEAKENED = [
+    *(pytest.param(MaskedServer, weaken, id=name) for name, weaken in MUTANTS.items()),
+    *(pytest.param(SealedServer, weaken, id=name) for name, weaken in SEALED_MUTANTS.items()),
+]
+
+
+@pytest.mark.parametrize(("machine", "weaken"), WEAKENED)
+def test_server_machine_has_power(
+    machine: type[Server], weaken: Callable[[pytest.MonkeyPatch], None]
+) -> None:
     """The machine finds what one missing check does."""
     with pytest.MonkeyPatch.context() as patch:
         weaken(patch)
         with pytest.raises((AssertionError, ValueError, KeyError, FaultyServer, ExceptionGroup)):
             drive(
                 2_000,
+                machine,
                 database=None,
                 derandomize=True,
                 report_multiple_bugs=False,

@@ -19,17 +19,39 @@ def test_policy_is_complete_explained_and_strictly_parsed(tmp_path: Path) -> Non
         colluders=1,
         min_cohort=3,
         min_threshold=3,
-        protections=(Protection.MASKED,),
+        protections=(Protection.MASKED, Protection.CKKS_MASKED),
         ring_bits=(16, 32, 64),
         clips=(Clip.NONE, Clip.ELEMENT, Clip.L2),
         max_weight_cap=1000.0,
         repeat_sessions=(),
     )
-    assert set(tomllib.loads(text)) == {field.name for field in fields(Policy)}
+    optional = {"key_directory"}
+    assert set(tomllib.loads(text)) == {field.name for field in fields(Policy)} - optional
     lines = text.splitlines()
     for number, line in enumerate(lines):
         if " = " in line and not line.startswith("#"):
             assert lines[number - 1].startswith("# ")
+
+
+def test_keys_touch_the_disk_only_where_the_operator_says_so(tmp_path: Path) -> None:
+    """The file shows how, and does not do it."""
+    write_policy(tmp_path)
+    text = (tmp_path / "policy.toml").read_text()
+    assert parse_toml(Policy, text, "policy.toml").key_directory is None
+    assert text.count('# key_directory = "keys"') == 1
+    said = text.replace('# key_directory = "keys"', 'key_directory = "keys"')
+    assert parse_toml(Policy, said, "policy.toml").key_directory == "keys"
+
+
+def test_plain_ckks_is_allowed_by_name_alone(tmp_path: Path) -> None:
+    write_policy(tmp_path)
+    first = parse_toml(Policy, (tmp_path / "policy.toml").read_text(), "policy.toml")
+    assert Protection.CKKS not in first.protections
+    for names in (("ckks",), ("masked", "ckks"), ("masked", "ckks", "ckks+masked")):
+        (tmp_path / "policy.toml").unlink()
+        assert write_policy(tmp_path, names)
+        text = (tmp_path / "policy.toml").read_text()
+        assert parse_toml(Policy, text, "policy.toml").protections == names
 
 
 def test_profile(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from secagg.crypto.prg import key_bytes
 from secagg.crypto.secret import Secret
 from secagg.ring import expand
 from secagg.ring.expand import Mask, apply_masks
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import PowerRing, Vector
 
 BITS = get_args(RingBits)
 AES_CTR, CHACHA = MaskPrg.AES_128_CTR, MaskPrg.CHACHA20
@@ -90,7 +90,7 @@ def test_equals_the_twin(
     bits, prg, words, masks, start = case
     vector = array(bits, words)
     with tiles_of(SMALL_TILE):
-        apply_masks(Ring(bits), vector, masks, prg, start=start, threads=threads)
+        apply_masks(PowerRing(bits), vector, masks, prg, start=start, threads=threads)
     assert vector.tolist() == twin(bits, words, masks, prg, start)
 
 
@@ -103,9 +103,9 @@ def test_range_by_range_equals_the_whole(
     whole, parts = array(bits, words), array(bits, words)
     cuts = data.draw(st.lists(st.integers(0, len(words)), max_size=4).map(sorted))
     with tiles_of(SMALL_TILE):
-        apply_masks(Ring(bits), whole, masks, prg, start=start, threads=1)
+        apply_masks(PowerRing(bits), whole, masks, prg, start=start, threads=1)
         for low, high in zip([0, *cuts], [*cuts, len(words)], strict=True):
-            apply_masks(Ring(bits), parts[low:high], masks, prg, start=start + low, threads=2)
+            apply_masks(PowerRing(bits), parts[low:high], masks, prg, start=start + low, threads=2)
     assert parts.tolist() == whole.tolist()
 
 
@@ -118,8 +118,10 @@ def test_the_inverse_takes_a_mask_off(
     vector = array(bits, words)
     with tiles_of(SMALL_TILE):
         for mask in masks:
-            apply_masks(Ring(bits), vector, [mask], prg, start=start, threads=1)
-        apply_masks(Ring(bits), vector, [m.inverse() for m in masks], prg, start=start, threads=3)
+            apply_masks(PowerRing(bits), vector, [mask], prg, start=start, threads=1)
+        apply_masks(
+            PowerRing(bits), vector, [m.inverse() for m in masks], prg, start=start, threads=3
+        )
     assert vector.tolist() == words
 
 
@@ -128,7 +130,7 @@ def test_the_inverse_takes_a_mask_off(
 @pytest.mark.parametrize("threads", [1, 2, 3, None])
 def test_real_tiles(bits: RingBits, prg: MaskPrg, threads: int | None) -> None:
     """Three tiles and a word of the size that ships, against NumPy over PyCryptodome's stream."""
-    ring = Ring(bits)
+    ring = PowerRing(bits)
     length = 3 * expand.TILE_BYTES // ring.word_bytes + 1
     masks = [Mask(Secret(bytes([i]) * key_bytes(prg)), add=i != 1) for i in range(3)]
     start = 5
@@ -149,7 +151,7 @@ def test_real_tiles(bits: RingBits, prg: MaskPrg, threads: int | None) -> None:
 )
 def test_far_ranges(bits: RingBits, prg: MaskPrg, offset: int) -> None:
     """A range of a vector that nobody could hold whole; AES's counter carries past 32 bits."""
-    ring, key = Ring(bits), bytes(range(key_bytes(prg)))
+    ring, key = PowerRing(bits), bytes(range(key_bytes(prg)))
     skip, length = 3, 60 // ring.word_bytes
     stream = far_keystream(prg, key, offset, (skip + length) * ring.word_bytes)
     vector = ring.zeros(length)
@@ -159,16 +161,16 @@ def test_far_ranges(bits: RingBits, prg: MaskPrg, offset: int) -> None:
 
 
 def test_chacha_ends_where_its_counter_does() -> None:
-    vector = Ring(32).zeros(4)
+    vector = PowerRing(32).zeros(4)
     with pytest.raises(OverflowError):
-        apply_masks(Ring(32), vector, [Mask(Secret(bytes(32)), True)], CHACHA, start=2**36)
+        apply_masks(PowerRing(32), vector, [Mask(Secret(bytes(32)), True)], CHACHA, start=2**36)
     assert not vector.any()
 
 
 def test_nothing_to_mask() -> None:
     vector = array(32, [7, 8])
-    apply_masks(Ring(32), vector, [], AES_CTR)
-    apply_masks(Ring(32), vector[:0], [Mask(Secret(bytes(16)), True)], AES_CTR)
+    apply_masks(PowerRing(32), vector, [], AES_CTR)
+    apply_masks(PowerRing(32), vector[:0], [Mask(Secret(bytes(16)), True)], AES_CTR)
     assert vector.tolist() == [7, 8]
 
 
@@ -187,14 +189,14 @@ def test_workers(threads: int | None, processors: int, tiles: int, workers: int 
     with tiles_of(SMALL_TILE) as patch:
         patch.setattr(expand, "ThreadPoolExecutor", pool)
         patch.setattr(os, "sched_getaffinity", lambda _: set(range(processors)))
-        apply_masks(Ring(64), Ring(64).zeros(tiles * 8), [], AES_CTR, threads=threads)
+        apply_masks(PowerRing(64), PowerRing(64).zeros(tiles * 8), [], AES_CTR, threads=threads)
     assert asked == ([] if workers is None else [workers])
 
 
 def test_a_worker_s_failure_is_raised() -> None:
     bad = [Mask(Secret(bytes(5)), True)]
     with tiles_of(SMALL_TILE), pytest.raises(ValueError, match="key"):
-        apply_masks(Ring(64), Ring(64).zeros(64), bad, AES_CTR, threads=2)
+        apply_masks(PowerRing(64), PowerRing(64).zeros(64), bad, AES_CTR, threads=2)
 
 
 def read_only() -> Vector:
@@ -220,7 +222,7 @@ def test_refuses_what_is_no_vector_of_the_ring(vector: Vector) -> None:
     """A matrix's rows would otherwise share one keystream, hence cancel it."""
     before = vector.tobytes()
     with pytest.raises(ValueError, match="contiguous, writable vector of the ring"):
-        apply_masks(Ring(32), vector, [Mask(Secret(bytes(16)), True)], AES_CTR)
+        apply_masks(PowerRing(32), vector, [Mask(Secret(bytes(16)), True)], AES_CTR)
     assert vector.tobytes() == before
 
 

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from secagg.config import RingBits
 from secagg.errors import MalformedMessage
-from secagg.ring.vectors import Ring, RunningSum
+from secagg.ring.vectors import PowerRing, RunningSum
 
 BITS = get_args(RingBits)
 FORMAT = {16: "H", 32: "I", 64: "Q"}
-rings = st.sampled_from(BITS).map(Ring)
+rings = st.sampled_from(BITS).map(PowerRing)
 
 
-def words(ring: Ring) -> st.SearchStrategy[list[int]]:
+def words(ring: PowerRing) -> st.SearchStrategy[list[int]]:
     top = 2**ring.bits - 1
     edge = st.sampled_from((0, 1, top // 2, top // 2 + 1, top))
     return st.lists(edge | st.integers(0, top), min_size=1, max_size=20)
@@ -27,7 +27,7 @@ def words(ring: Ring) -> st.SearchStrategy[list[int]]:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_zeros(bits: RingBits) -> None:
-    ring = Ring(bits)
+    ring = PowerRing(bits)
     vector = ring.zeros(5)
     assert (vector.tolist(), vector.nbytes, ring.word_bytes) == ([0] * 5, 5 * bits // 8, bits // 8)
     assert vector.dtype == ring.dtype
@@ -35,7 +35,7 @@ def test_zeros(bits: RingBits) -> None:
 
 
 @given(data=st.data(), ring=rings, kind=st.sampled_from((bytes, bytearray, memoryview)))
-def test_bytes_are_little_endian_words(data: st.DataObject, ring: Ring, kind: type) -> None:
+def test_bytes_are_little_endian_words(data: st.DataObject, ring: PowerRing, kind: type) -> None:
     values = data.draw(words(ring))
     packed = struct.pack(f"<{len(values)}{FORMAT[ring.bits]}", *values)
     vector = ring.unpack(kind(packed), len(values))
@@ -47,19 +47,19 @@ def test_bytes_are_little_endian_words(data: st.DataObject, ring: Ring, kind: ty
 
 def test_unpack_views_and_does_not_copy() -> None:
     data = bytearray(8)
-    vector = Ring(32).unpack(data, 2)
+    vector = PowerRing(32).unpack(data, 2)
     data[4] = 9
     assert vector.tolist() == [0, 9]
     vector[0] = 1
     assert data[0] == 1
-    assert not Ring(32).unpack(bytes(8), 2).flags.writeable
+    assert not PowerRing(32).unpack(bytes(8), 2).flags.writeable
 
 
 def test_unpack_counts_the_bytes_of_a_view_with_wide_items() -> None:
     view = memoryview(np.arange(3, dtype="<u8"))
-    assert len(Ring(32).unpack(view, 6)) == 6
+    assert len(PowerRing(32).unpack(view, 6)) == 6
     with pytest.raises(MalformedMessage):
-        Ring(32).unpack(view, 3)
+        PowerRing(32).unpack(view, 3)
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -69,24 +69,24 @@ def test_unpack_refuses_another_length(bits: RingBits, off: int | str) -> None:
     extra = {"word": size, "less": -size}.get(off, off)
     assert isinstance(extra, int)
     with pytest.raises(MalformedMessage) as error:
-        Ring(bits).unpack(bytes(4 * size + extra), 4)
+        PowerRing(bits).unpack(bytes(4 * size + extra), 4)
     assert error.value.code == "vector-length"
 
 
 def test_pack_views_where_it_can_and_copies_where_it_must() -> None:
     vector = np.arange(8, dtype="<u4")
-    view = Ring(32).pack(vector)
+    view = PowerRing(32).pack(vector)
     vector[0] = 7
     assert view[0] == 7
-    assert bytes(Ring(32).pack(vector[::2])) == struct.pack("<4I", 7, 2, 4, 6)
+    assert bytes(PowerRing(32).pack(vector[::2])) == struct.pack("<4I", 7, 2, 4, 6)
 
 
 def test_nothing_packs_to_nothing() -> None:
-    assert bytes(Ring(32).pack(Ring(32).unpack(b"", 0))) == b""
+    assert bytes(PowerRing(32).pack(PowerRing(32).unpack(b"", 0))) == b""
 
 
 @given(data=st.data(), ring=rings)
-def test_centred(data: st.DataObject, ring: Ring) -> None:
+def test_centred(data: st.DataObject, ring: PowerRing) -> None:
     values = data.draw(words(ring))
     half = 2 ** (ring.bits - 1)
     vector = np.array(values, ring.dtype)
@@ -103,14 +103,14 @@ def test_centred(data: st.DataObject, ring: Ring) -> None:
         max_size=20,
     ),
 )
-def test_wrap(ring: Ring, values: list[int]) -> None:
+def test_wrap(ring: PowerRing, values: list[int]) -> None:
     vector = ring.wrap(np.array(values, np.int64))
     assert vector.tolist() == [value % 2**ring.bits for value in values]
     assert vector.dtype == ring.dtype
 
 
 @given(data=st.data(), ring=rings, count=st.integers(0, 6))
-def test_running_sum_is_the_sum_mod_2_w(data: st.DataObject, ring: Ring, count: int) -> None:
+def test_running_sum_is_the_sum_mod_2_w(data: st.DataObject, ring: PowerRing, count: int) -> None:
     length = data.draw(st.integers(1, 5))
     top = 2**ring.bits - 1
     row = st.lists(st.integers(0, top), min_size=length, max_size=length)
@@ -140,7 +140,7 @@ def test_running_sum_is_the_sum_mod_2_w(data: st.DataObject, ring: Ring, count: 
     ids=["short", "long", "wide", "narrow", "signed", "big-endian", "matrix", "scalar", "one"],
 )
 def test_running_sum_refuses_what_is_no_such_vector(other: np.ndarray) -> None:
-    running = RunningSum(Ring(32), 4)
+    running = RunningSum(PowerRing(32), 4)
     with pytest.raises(ValueError, match="another ring or length"):
         running.add(other)
     assert not running.total.any()

@@ -16,17 +16,23 @@ from google.protobuf.message import Message
 
 import client_sdk
 from client_sdk.session import Session
+from secagg.ckks.codec import codec_of
+from secagg.ckks.custody import Custodian, wrap
+from secagg.ckks.keyring import HeldKey, Keyring, make_key
+from secagg.ckks.sealing import Sealer
 from secagg.config import SessionConfig, silo_id
 from secagg.crypto.digest import vector_digest
 from secagg.crypto.labels import SIGN_DESCRIPTOR, SIGN_RESULT
 from secagg.crypto.sign import IdentityKey
 from secagg.encoding.codec import Codec
 from secagg.masking import transcript
-from secagg.masking.messages import Descriptor, Result
+from secagg.masking.messages import SEED_BYTES, Descriptor, Result
 from secagg.pki.credentials import Keys, read_keys
 from secagg.pki.names import Role
 from secagg.ring.vectors import Vector
+from secagg.suite import KeyName
 from secagg.wire import attempt as wire
+from secagg.wire import custody as wire_custody
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 
@@ -84,6 +90,11 @@ class FakeChannel:
         self.results: list[Result] = []
         self.closed = False
         self.lies: dict[str, Handler] = {}
+        self.root = root
+        self.authority_key = federation.consortium.authority.key_pem
+        self.epoch = 1
+        self.key: HeldKey | None = None
+        self.wishes: list[api.KeyRequest] = []
 
     @property
     def methods(self) -> list[str]:
@@ -156,6 +167,58 @@ class FakeChannel:
         page = self.results[request.after :]
         return api.ListResultsReply(results=[wire.result_to_wire(result) for result in page])
 
+    # The key's desk, and the silos beyond it.
+
+    def _AskKey(self, request: api.AskKeyRequest) -> api.AskKeyReply:
+        if request.request.epoch != self.epoch:
+            return api.AskKeyReply(epoch=self.epoch)
+        if self.key is None:
+            return api.AskKeyReply(make=True)
+        return self.box(request)
+
+    def _AnnounceKey(self, request: api.AnnounceKeyRequest) -> api.Ack:
+        return api.Ack()
+
+    def _AwaitKeyRequests(self, request: api.AwaitKeyRequestsRequest) -> api.AwaitKeyRequestsReply:
+        return api.AwaitKeyRequestsReply(requests=self.wishes)
+
+    def _SendKeyBox(self, request: api.SendKeyBoxRequest) -> api.Ack:
+        return api.Ack()
+
+    def _EndKey(self, request: api.EndKeyRequest) -> api.Ack:
+        return api.Ack()
+
+    def custodian(self, silo: str) -> Custodian:
+        """Another silo, which is honest."""
+        identity = read_keys(self.root / silo, Role.SILO).identity
+        assert identity is not None
+        known = self.manifest.manifest.silos
+        return Custodian(
+            silo_id(silo),
+            identity,
+            {name: known[name] for name in self.config.silos},
+            SESSION_ID,
+            transcript.opening_transcript(self.session_hash, SESSION_ID),
+        )
+
+    def others_make(self, epoch: int = 1) -> HeldKey:
+        """Have the other silos hold a key of an epoch."""
+        self.epoch = epoch
+        me = self.custodian("b")
+        self.key = make_key(SESSION_ID, epoch, me.members, os.urandom)
+        return self.key
+
+    def box(
+        self, request: api.AskKeyRequest, sender: str = "b", key: HeldKey | None = None
+    ) -> api.AskKeyReply:
+        """What another silo answers, with the key that the others hold or with this one."""
+        held = key or self.key
+        assert held is not None
+        asked = wire_custody.request_from_wire(request.request)
+        ring = Keyring(SESSION_ID).add((held,), silo_id(sender))
+        box = wrap(ring, asked, self.custodian(sender), os.urandom)
+        return api.AskKeyReply(box=wire_custody.box_to_wire(box))
+
     # What a coordinator says, honestly but for the changes.
 
     @property
@@ -184,6 +247,7 @@ class FakeChannel:
             "threshold": self.config.threshold_for(max(3, len(changes.get("cohort", cohort)))),
             "base": self.base(task),
             "signature": bytes(64),
+            "key": None if self.key is None else self.key.name,
         }
         unsigned = Descriptor(**values | changes)
         tau0 = transcript.round_transcript(unsigned)
@@ -195,32 +259,49 @@ class FakeChannel:
         self, task: str, values: dict[str, np.ndarray[Any, Any]], /, **changes: Any
     ) -> Result:
         """Publish a result over three silos that all hold these values."""
-        signed = wire_session.opening_from_wire(self.openings[task])
-        codec = Codec(self.config.task(task), signed.opening.schema, len(self.config.silos))
-        total: Vector = codec.ring.zeros(codec.length)
-        for _ in range(3):
-            total += codec.encode(values, weight=1.0, metrics={}, entropy=os.urandom)
-        data = codec.ring.pack(total)
+        data, sealed = self._total(task, values, changes.pop("sealed_under", self.key))
         number = len(self.results) + 1
-        unsigned = Result(
-            **{
-                "task": task,
-                "round": number,
-                "base": self.base(task),
-                "cohort": tuple(self.config.silos),
-                "survivors": tuple(self.config.silos[1:]),
-                "survivors_transcript": os.urandom(32),
-                "vector_digest": vector_digest(data, self.config.chunk_bytes),
-                "signature": bytes(64),
-            }
-            | changes
-        )
+        said: dict[str, Any] = {
+            "task": task,
+            "round": number,
+            "base": self.base(task),
+            "cohort": tuple(self.config.silos),
+            "survivors": tuple(self.config.silos[1:]),
+            "survivors_transcript": os.urandom(32),
+            "vector_digest": vector_digest(data, self.config.chunk_bytes),
+            "signature": bytes(64),
+        }
+        unsigned = Result(**said | sealed | changes)
         tau4 = transcript.result_transcript(unsigned.survivors_transcript, unsigned.vector_digest)
         result = replace(unsigned, signature=self.identity.sign(SIGN_RESULT, tau4, unsigned.body()))
         self.results.append(result)
         self.blobs[str(api.Blob(sum=number))] = bytearray(data)
         self.history = transcript.next_history(self.history, tau4)
         return result
+
+    def _total(
+        self, task: str, values: dict[str, np.ndarray[Any, Any]], key: HeldKey | None
+    ) -> tuple[memoryview, dict[str, Any]]:
+        """The sum of three silos' vectors; where they are sealed, what a result says of that."""
+        signed = wire_session.opening_from_wire(self.openings[task])
+        codec = codec_of(self.config, task, signed.opening.schema)
+        vectors: list[Vector] = []
+        seeds: list[bytes] = []
+        name: KeyName | None = None
+        for _ in range(3):
+            if isinstance(codec, Codec):
+                vectors.append(codec.encode(values, weight=1.0, metrics={}, entropy=os.urandom))
+                continue
+            assert key is not None
+            name, seed = key.name, os.urandom(SEED_BYTES)
+            sealer = Sealer(codec.suite, key.material, workers=1)
+            seeds.append(seed)
+            vectors.append(codec.encode(values, weight=1.0, metrics={}, sealer=sealer, seed=seed))
+        total = codec.ring.zeros(codec.length)
+        for vector in vectors:
+            codec.ring.add(total, vector)
+        codec.ring.reduce(total)
+        return codec.ring.pack(total), {"key": name, "seeds": tuple(seeds)}
 
 
 def join_fake(

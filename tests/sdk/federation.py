@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,7 @@ from secagg.pki.authority import LEAF_DAYS, Authority
 from secagg.pki.enrolment import create_request, install_bundle
 from secagg.pki.names import Role
 from secagg.pki.profile import write_policy, write_profile
+from secagg.suite import Suite
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import config_to_wire
 
@@ -95,9 +97,15 @@ def settle(directory: Path, address: str, *, silo: bool = True) -> Path:
 
 
 class Coordinator:
-    """``secagg serve`` in a process of its own."""
+    """``secagg serve`` in a process of its own.
 
-    def __init__(self, credentials: Path, directory: Path) -> None:
+    Args:
+        credentials: the coordinator's directory.
+        directory: for its state, its log and its configuration; made here.
+        prelude: Python that its process runs first.
+    """
+
+    def __init__(self, credentials: Path, directory: Path, prelude: str = "") -> None:
         directory.mkdir()
         config = directory / "coordinator.toml"
         config.write_text(
@@ -105,7 +113,8 @@ class Coordinator:
             "grace = 0.1\nmax_sessions = 1000\n"
         )
         port_file = directory / "port"
-        command = [sys.executable, "-c", "from secagg.cli import main; main()", "serve"]
+        program = f"{prelude}\nfrom secagg.cli import main; main()"
+        command = [sys.executable, "-c", program, "serve"]
         command += ["--config", str(config), "--port-file", str(port_file)]
         self.log = directory / "log"
         with self.log.open("wb") as log:
@@ -125,7 +134,7 @@ class Coordinator:
 class Consortium:
     """An authority thirty days old, and everybody enrolled with it."""
 
-    def __init__(self, root: Path, silos: Sequence[str] = SILOS) -> None:
+    def __init__(self, root: Path, silos: Sequence[str] = SILOS, prelude: str = "") -> None:
         self.root = root
         now = datetime.now(UTC) - timedelta(days=30)
         self.authority = Authority.create(root / "authority", CONSORTIUM, now=now)
@@ -134,7 +143,7 @@ class Consortium:
         enrol(self.authority, root / "coordinator", "coordinator", Role.COORDINATOR)
         enrol(self.authority, root / "admin", "admin", Role.ADMIN)
         self.install_manifest("coordinator", *silos)
-        self.coordinator = Coordinator(root / "coordinator", root / "serve")
+        self.coordinator = Coordinator(root / "coordinator", root / "serve", prelude)
         for name in silos:
             settle(root / name, self.coordinator.address)
         settle(root / "admin", self.coordinator.address, silo=False)
@@ -183,12 +192,19 @@ LOSS = (Metric("loss", 10.0),)
 
 
 def make_session(*tasks: TaskConfig, silos: Sequence[str] = SILOS, **changes: Any) -> SessionConfig:
-    """A session; four silos give t = 3, so one may drop out of any phase."""
+    """A session; four silos give t = 3, so one may drop out of any phase.
+
+    Where the protection seals, tasks bring no word size of their own.
+    """
+    protection = changes.get("protection", Protection.MASKED)
+    if protection.seals:
+        tasks = tuple(replace(task, ring_bits=None) for task in tasks or (make_task(),))
     values: dict[str, Any] = {
         "name": f"study-{next(_numbers)}",
         "consortium": CONSORTIUM,
         "silos": tuple(silo_id(name) for name in silos),
-        "protection": Protection.MASKED,
+        "protection": protection,
+        "suite": Suite.CKKS_54 if protection.seals else None,
         "colluders": 1,
         "threshold": ThresholdRule(2, 3),
         "min_cohort": 3,
@@ -215,6 +231,19 @@ class Federation:
             if not place.exists():
                 shutil.copytree(self.consortium.root / name, place)
         return place
+
+    def amend(self, name: str, old: str, new: str) -> None:
+        """Edit a silo's policy, as its operator would."""
+        policy = self.silo(name) / "policy.toml"
+        text = policy.read_text()
+        assert old in text
+        policy.write_text(text.replace(old, new))
+
+    def allow(self, protection: Protection) -> None:
+        """Have all silos' policies name a protection that is not among the defaults."""
+        if protection is Protection.CKKS:
+            for name in SILOS:
+                self.amend(name, 'protections = ["masked", ', 'protections = ["ckks", ')
 
     def create(self, *tasks: TaskConfig, **changes: Any) -> str:
         """Create a session as an admin; returns its name."""

@@ -13,7 +13,7 @@ import pytest
 
 import client_sdk
 from client_sdk.session import Session
-from secagg.config import Clip
+from secagg.config import Clip, Protection
 from secagg.errors import ConfigError, InputError, NotFound, SessionEnded
 
 from .federation import LOSS, SILOS, Federation, make_sum, make_task, rank, refused
@@ -29,8 +29,13 @@ def tensors(k: int) -> dict[str, np.ndarray[Any, Any]]:
     }
 
 
-def test_mean_is_the_weighted_mean_in_float64(federation: Federation) -> None:
-    name = federation.create(make_task(metrics=LOSS))
+@pytest.mark.parametrize("protection", Protection)
+def test_mean_is_the_weighted_mean_in_float64(
+    federation: Federation, protection: Protection
+) -> None:
+    federation.allow(protection)
+    name = federation.create(make_task(metrics=LOSS), protection=protection)
+    near = 1e-6 if protection.seals else 1e-9
 
     def program(session: Session) -> Any:
         k = rank(session)
@@ -49,11 +54,11 @@ def test_mean_is_the_weighted_mean_in_float64(federation: Federation) -> None:
             assert array.dtype == np.float64
             assert array.shape == expected.shape
             np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
-        assert outcome.weight == pytest.approx(100.0, abs=1e-9)
-        assert outcome.metrics == {"loss": pytest.approx(3.0, abs=1e-9)}
+        assert outcome.weight == pytest.approx(100.0, abs=near)
+        assert outcome.metrics == {"loss": pytest.approx(3.0, abs=near)}
         assert (outcome.survivors, outcome.dropouts) == (SILOS, ())
         assert outcome.included
-        assert (outcome.round, outcome.clipped) == (1, pytest.approx(0.0))
+        assert (outcome.round, outcome.clipped) == (1, pytest.approx(0.0, abs=near))
     first = outcomes["a"].tensors
     for outcome in outcomes.values():  # not nearly alike: the very same bits
         assert all(outcome.tensors[key].tobytes() == first[key].tobytes() for key in first)
@@ -68,9 +73,16 @@ def test_short_words_are_as_exact_as_they_say(federation: Federation, ring_bits:
         np.testing.assert_allclose(mean["x"], 10 / 32, rtol=0, atol=4 * unit)
 
 
-def test_sum_and_several_tasks_and_every_round(federation: Federation) -> None:
+@pytest.mark.parametrize("protection", Protection)
+def test_sum_and_several_tasks_and_every_round(
+    federation: Federation, protection: Protection
+) -> None:
+    federation.allow(protection)
     name = federation.create(
-        make_sum(rounds=2), make_task(name="one"), make_task(name="two", rounds=1)
+        make_sum(rounds=2),
+        make_task(name="one"),
+        make_task(name="two", rounds=1),
+        protection=protection,
     )
 
     def program(session: Session) -> list[float]:

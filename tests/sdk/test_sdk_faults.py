@@ -18,6 +18,7 @@ import client_sdk
 from client_sdk import attempt
 from client_sdk.channel import Channel
 from client_sdk.session import Outcome, Session
+from secagg.config import Protection
 from secagg.encoding.schema import Schema
 from secagg.errors import ConfigError, FaultyServer, PolicyRefused, RoundAborted, SessionEnded
 from secagg.pki.manifest import SignedManifest
@@ -49,14 +50,17 @@ def test_a_silo_that_never_shows_up(federation: Federation) -> None:
 
 
 STEPS = ["advertise_keys", "share_keys", "mask_input", "check_survivors", "reveal_shares"]
+MOMENTS = [(Protection.MASKED, step) for step in STEPS]
+MOMENTS += [(Protection.CKKS_MASKED, "mask_input"), (Protection.CKKS, "seal_input")]
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(("protection", "step"), MOMENTS)
 def test_a_silo_that_dies_between_phases_comes_back(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch, step: str
+    federation: Federation, monkeypatch: pytest.MonkeyPatch, protection: Protection, step: str
 ) -> None:
     """It restarts, replays the round that went on without it, and is in the next one."""
-    name = federation.create(make_sum(rounds=2), phase_deadline=1.5)
+    federation.allow(protection)
+    name = federation.create(make_sum(rounds=2), phase_deadline=1.5, protection=protection)
     real, died = getattr(attempt.client, step), threading.Event()
 
     def dying(state: Any, *args: Any, **kwargs: Any) -> Any:
@@ -83,7 +87,7 @@ def test_a_silo_that_dies_between_phases_comes_back(
         included = True
     for outcomes in found.values():
         first, second = outcomes
-        assert totals(outcomes) == pytest.approx([10.0 if included else 6.0, 10.0])
+        assert totals(outcomes) == pytest.approx([10.0 if included else 6.0, 10.0], abs=1e-6)
         assert first.dropouts == (() if included else ("d",))
         assert (second.survivors, second.dropouts) == (SILOS, ())
     assert [o.included for o in found["d"]] == [included, True]

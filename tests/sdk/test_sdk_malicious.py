@@ -487,7 +487,7 @@ def test_initial_weights_of_other_shapes(
 # The silo's own floors.
 
 POLICIES = [
-    ("policy-protection", 'protections = ["masked"]', "protections = []"),
+    ("policy-protection", 'protections = ["masked", ', "protections = ["),
     ("policy-colluders", "colluders = 1", "colluders = 2"),
     ("policy-min-cohort", "min_cohort = 3", "min_cohort = 4"),
     ("policy-ring", "ring_bits = [16, 32, 64]", "ring_bits = [16]"),

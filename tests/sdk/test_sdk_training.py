@@ -17,6 +17,7 @@ from torch import nn
 import client_sdk
 from client_sdk import tensors as sdk_tensors
 from client_sdk.session import Session
+from secagg.config import Protection
 from secagg.errors import ConfigError, InputError, OutOfOrder
 
 from .federation import LOSS, SILOS, Federation, make_sum, make_task, rank, refused
@@ -72,11 +73,14 @@ def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, lr=0.05, eps=1e-3)
 
 
+@pytest.mark.parametrize("protection", Protection)
 @pytest.mark.parametrize("make", [None, adam], ids=["fedavg", "fedadam"])
 def test_training_is_the_oracles(
-    federation: Federation, tmp_path: Path, make: Optimizer | None
+    federation: Federation, tmp_path: Path, make: Optimizer | None, protection: Protection
 ) -> None:
-    name = federation.create(make_task(metrics=LOSS, rounds=ROUNDS))
+    """Whatever stands between the updates and the coordinator, the trainer's code is this."""
+    federation.allow(protection)
+    name = federation.create(make_task(metrics=LOSS, rounds=ROUNDS), protection=protection)
     initial = [linear(seed) for seed in range(1, 5)]
     models = [copy.deepcopy(model) for model in initial]
     started: dict[str, bytes] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -81,9 +82,11 @@ def test_refuses_options(code: str, options: dict[str, Any]) -> None:
     assert error.value.code == code
 
 
-def test_an_unknown_option_is_told_what_is_known() -> None:
-    with pytest.raises(ConfigError, match="'ckks' is none of: masked"):
-        Federation(4, "ckks")
+@pytest.mark.parametrize("protection", ["none", "plain", "CKKS", "ckks-54", "masked+ckks", ""])
+def test_an_unknown_option_is_told_what_is_known(protection: str) -> None:
+    known = re.escape(f"{protection!r} is none of: masked, ckks, ckks+masked.")
+    with pytest.raises(ConfigError, match=known):
+        Federation(4, protection)
 
 
 @pytest.mark.parametrize(

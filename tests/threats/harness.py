@@ -46,7 +46,7 @@ from secagg.masking.messages import (
 from secagg.masking.server import Opening, describe
 from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
 from secagg.ring.expand import Mask, apply_masks
-from secagg.ring.vectors import Ring, Vector
+from secagg.ring.vectors import PowerRing, RunningSum, Vector, ring_of
 from secagg.simulation import TASK, Federation
 
 A, B, C, D, E, F = (silo_id(letter) for letter in "abcdef")
@@ -54,7 +54,7 @@ FOUR = (A, B, C, D)
 FIVE = (A, B, C, D, E)
 SIX = (A, B, C, D, E, F)
 LENGTH = 16
-RING = Ring(32)
+RING = PowerRing(32)
 BASE = bytes(range(32))
 SEED, KEY = ShareKind.SELF_SEED, ShareKind.MASK_KEY
 
@@ -125,6 +125,7 @@ class Attempt:
         round_number: int = 1,
         base: bytes = BASE,
         vectors: Mapping[SiloId, Vector] | None = None,
+        seeds: Mapping[SiloId, bytes] | None = None,
         ledgers: Mapping[SiloId, Ledger] | None = None,
         **changes: Any,
     ) -> None:
@@ -133,9 +134,12 @@ class Attempt:
         self.session = federation.session
         self.members = {name: federation.silo(name).member for name in names}
         self.ledgers = ledgers or {name: federation.silo(name).ledger for name in names}
-        self.expected = {name: client.Expected(TASK, round_number, base) for name in names}
+        key = None if federation.key is None else federation.key.name
+        self.expected = {name: client.Expected(TASK, round_number, base, key=key) for name in names}
         self.entropy = dict.fromkeys(names, os.urandom)
         self.vectors = vectors or small_vectors(names)
+        self.seeds = seeds or dict.fromkeys(names, b"")
+        self.ring = ring_of(self.session, TASK)
         self.states: dict[SiloId, Any] = {}
         self.adverts: dict[SiloId, AdvertiseKeys] = {}
         self.dealings: dict[SiloId, ShareKeys] = {}
@@ -151,7 +155,8 @@ class Attempt:
             number,
             base,
             names,
-            LENGTH,
+            len(self.vectors[names[0]]),
+            key,
         )
         self.descriptor = self.signed(describe(opening, federation.identity, os.urandom), **changes)
 
@@ -179,11 +184,16 @@ class Attempt:
                 admitted = client.admit(told, member, self.expected[name], memory)
                 recorded = memory.record(admitted.entry)
                 state, reply = client.advertise_keys(admitted, recorded, entropy=entropy)
-            case Roster():
+            case Roster() if self.session.protection.masks:
                 state, reply = client.share_keys(state, told, entropy=entropy)
+            case Roster():
+                self.uploads[name] = self.vectors[name].copy()
+                seed = self.seeds[name]
+                state, reply = client.seal_input(state, told, self.uploads[name], seed)
             case Dealt():
                 self.uploads[name] = self.vectors[name].copy()
-                state, reply = client.mask_input(state, told, self.uploads[name])
+                seed = self.seeds[name]
+                state, reply = client.mask_input(state, told, self.uploads[name], seed)
             case Survivors():
                 state, reply = client.check_survivors(state, told, memory)
             case _:
@@ -206,14 +216,17 @@ class Attempt:
 
     def mask(self, *, without: Iterable[SiloId] = ()) -> None:
         """Phase 3."""
-        for name in self.dealings:
+        masks = self.session.protection.masks
+        for name in self.dealings if masks else self.adverts:
             if name not in without:
-                self.commits[name] = self.tell(name, self.dealt(name))
+                told = self.dealt(name) if masks else self.roster
+                self.commits[name] = self.tell(name, told)
 
     def to_masked(self, *, silent: Iterable[SiloId] = ()) -> Attempt:
         """Phases 1 to 3, honestly, but for these silos that send no vector."""
         self.advertise()
-        self.share()
+        if self.session.protection.masks:
+            self.share()
         self.mask(without=silent)
         return self
 
@@ -308,7 +321,10 @@ class Attempt:
             else:
                 key = self.secret(owner, KEY, colluders)
                 masks += orphan_masks(self.adverts[owner], key, self.adverts, names, tau1, prg)
-        return self.strip(summed(self.uploads[name] for name in names), masks)
+        total = RunningSum(self.ring, len(self.uploads[names[0]]))
+        for name in names:
+            total.add(self.uploads[name])
+        return self.strip(total.total, masks)
 
     def read(self, victim: SiloId, seed: Secret, key: Secret) -> Vector:
         """One silo's upload without its masks, from both of its secrets."""
@@ -323,7 +339,7 @@ class Attempt:
     def strip(self, words: Vector, masks: Sequence[Mask]) -> Vector:
         """The words with masks applied."""
         bare = words.copy()
-        apply_masks(RING, bare, masks, self.session.mask_prg)
+        apply_masks(self.ring, bare, masks, self.session.mask_prg)
         return bare
 
     @property

@@ -263,7 +263,9 @@ def test_vector_that_was_not_committed_to() -> None:
 
     def swap(message: Any, vector: Vector | None) -> tuple[Any, Vector | None]:
         assert vector is not None
-        return message, vector + np.uint32(1)
+        other = vector.copy()
+        other[0] += np.uint32(1)
+        return message, other
 
     script = lying(Phase.MASKED_INPUT, B, swap)
     committed: list[bytes] = []

@@ -315,6 +315,7 @@ def test_orphans_give_only_mask_keys() -> None:
             state.tau3,
             state.dealers,
             tuple(name for name in state.survivors if name != A),
+            state.seeds,
             state.held,
             state.entry,
         )

@@ -78,11 +78,12 @@ def shell_of(attempt: Attempt, name: client.SiloId, channel: Channel) -> sdk._At
         lambda: attempt.members[name],
         attempt.expected[name],
         attempt.ledgers[name],
-        attempt.vectors[name].copy,
+        lambda: None,
+        lambda key: (attempt.vectors[name].copy(), b""),
         attempt.entropy[name],
         SimpleNamespace(say=nothing),  # type: ignore[arg-type]
     )
-    shell = sdk._Attempt(submission, attempt.members[name], attempt.descriptor)
+    shell = sdk._Attempt(submission, attempt.members[name], None, attempt.descriptor)
     shell._state = attempt.states.get(name)
     return shell
 
@@ -123,7 +124,7 @@ def test_unmasking_asked_twice(channel: tuple[Channel, list[bytes]]) -> None:
         assert shell._submission.refusal.code == "differencing"
     shell = shell_of(attempt, A, calls)
     for event in (others, signed):
-        shell._state = client.SharesRevealed(ready.attempt, bytes(32), FOUR)
+        shell._state = client.SharesRevealed(ready.attempt, bytes(32), FOUR, ())
         assert not shell._take(event)
         assert shell._submission.refusal is not None
         assert shell._submission.refusal.code == "event-order"

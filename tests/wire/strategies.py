@@ -7,6 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from secagg.ckks.custody import KeyBox, KeyRequest
 from secagg.config import (
     Clip,
     MaskPrg,
@@ -25,6 +26,7 @@ from secagg.encoding.schema import Schema, TensorSpec
 from secagg.errors import RoundAborted
 from secagg.masking import messages as core
 from secagg.masking.transcript import NO_WEIGHTS, TaskOpening
+from secagg.suite import KeyName, Suite
 from secagg.wire.session import SignedOpening
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,6}[a-z0-9])?", fullmatch=True).map(SiloId)
@@ -56,7 +58,9 @@ sealed = st.binary(min_size=core.BOX_BYTES, max_size=core.BOX_BYTES)
 boxes = by_name(st.builds(core.Box, names, sealed), "recipient")
 share_keys = st.builds(core.ShareKeys, names, commitments, boxes, signatures)
 dealings = st.builds(core.Dealing, names, commitments, hashes, st.none() | sealed, signatures)
-masked_inputs = st.builds(core.MaskedInput, names, hashes, sorted_names(), signatures)
+key_names = st.builds(KeyName, numbers, hashes)
+seeds = st.just(b"") | hashes
+masked_inputs = st.builds(core.MaskedInput, names, hashes, sorted_names(), signatures, seeds)
 consistencies = st.builds(core.Consistency, names, signatures)
 revealed = st.builds(
     core.RevealedShare,
@@ -81,20 +85,43 @@ descriptors = st.builds(
     threshold=numbers,
     base=hashes,
     signature=signatures,
+    key=st.none() | key_names,
 )
 rosters = st.builds(core.Roster, by_name(adverts, "sender"))
 dealts = st.builds(core.Dealt, by_name(dealings, "dealer"))
 survivors = st.builds(core.Survivors, by_name(masked_inputs, "sender"))
 signature_lists = st.builds(core.Signatures, st.lists(consistencies, max_size=4).map(tuple))
-results = st.builds(
-    core.Result,
-    task=names,
-    round=numbers,
-    base=hashes,
-    cohort=sorted_names(),
-    survivors=sorted_names(),
-    survivors_transcript=hashes,
-    vector_digest=hashes,
+
+
+@st.composite
+def sums(draw: st.DrawFn) -> core.Result:
+    survivors, key = draw(sorted_names()), draw(st.none() | key_names)
+    count = 0 if key is None else len(survivors)
+    return core.Result(
+        task=draw(names),
+        round=draw(numbers),
+        base=draw(hashes),
+        cohort=draw(sorted_names()),
+        survivors=survivors,
+        survivors_transcript=draw(hashes),
+        vector_digest=draw(hashes),
+        signature=draw(signatures),
+        key=key,
+        seeds=tuple(draw(st.lists(hashes, min_size=count, max_size=count))),
+    )
+
+
+results = sums()
+key_requests = st.builds(KeyRequest, numbers, names, public_keys, signatures)
+key_boxes = st.builds(
+    KeyBox,
+    epoch=numbers,
+    sender=names,
+    recipient=names,
+    sender_ephemeral=public_keys,
+    recipient_ephemeral=public_keys,
+    key_id=hashes,
+    sealed=st.binary(min_size=16, max_size=200),
     signature=signatures,
 )
 aborts = st.builds(
@@ -117,18 +144,19 @@ def openings(draw: st.DrawFn) -> SignedOpening:
     digest = draw(hashes.filter(any)) if size else NO_WEIGHTS
     step = draw(st.text(max_size=40))
     opening = TaskOpening(draw(names), schema, step, digest)
-    return SignedOpening(opening, size, draw(names), draw(signatures))
+    sealed_digest = draw(st.just(b"") | hashes) if size else b""
+    return SignedOpening(opening, size, draw(names), draw(signatures), sealed_digest)
 
 
 @st.composite
-def tasks(draw: st.DrawFn, name: str) -> TaskConfig:
+def tasks(draw: st.DrawFn, name: str, protection: Protection) -> TaskConfig:
     weighting = draw(st.sampled_from(Weighting))
     metrics = draw(st.dictionaries(names, positive, max_size=3))
     return TaskConfig(
         name=name,
         weighting=weighting,
         rounds=draw(st.integers(1, 2**31 - 1)),
-        ring_bits=draw(st.sampled_from([16, 32, 64])),
+        ring_bits=None if protection.seals else draw(st.sampled_from([16, 32, 64])),
         bound=draw(positive),
         clip=draw(st.sampled_from(Clip)),
         weight_cap=1.0 if weighting is Weighting.SUM else draw(positive),
@@ -139,18 +167,20 @@ def tasks(draw: st.DrawFn, name: str) -> TaskConfig:
 @st.composite
 def configs(draw: st.DrawFn) -> SessionConfig:
     silos = draw(sorted_names(3, 8))
+    protection = draw(st.sampled_from(Protection))
     return SessionConfig(
         name=draw(names),
         consortium=draw(names),
         silos=silos,
-        protection=draw(st.sampled_from(Protection)),
+        protection=protection,
         colluders=1,
         threshold=ThresholdRule(*draw(st.sampled_from([(1, 2), (2, 3), (3, 5)]))),
         min_cohort=draw(st.integers(3, len(silos))),
         mask_prg=draw(st.sampled_from(MaskPrg)),
-        tasks=tuple(draw(tasks(name)) for name in draw(sorted_names(1, 3))),
+        tasks=tuple(draw(tasks(name, protection)) for name in draw(sorted_names(1, 3))),
         chunk_bytes=64 * draw(st.integers(1, 2**16)),
         train_deadline=draw(positive),
         phase_deadline=draw(positive),
         max_attempts=draw(st.integers(1, 2**32 - 1)),
+        suite=draw(st.sampled_from(Suite)) if protection.seals else None,
     )

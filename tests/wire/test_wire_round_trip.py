@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
+from secagg.errors import MalformedMessage
 from secagg.masking import messages as core
-from secagg.wire import attempt, session
+from secagg.suite import KeyName
+from secagg.wire import attempt, custody, session
+from secagg.wire._pb import masking_pb2 as pb
 from secagg.wire._pb import service_pb2 as api
 
 from . import strategies as make
@@ -29,6 +32,8 @@ BROADCASTS: dict[str, tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = 
     "result": (make.results, attempt.result_to_wire, attempt.result_from_wire),
     "opening": (make.openings(), session.opening_to_wire, session.opening_from_wire),
     "config": (make.configs(), session.config_to_wire, session.config_from_wire),
+    "key-request": (make.key_requests, custody.request_to_wire, custody.request_from_wire),
+    "key-box": (make.key_boxes, custody.box_to_wire, custody.box_from_wire),
 }
 
 
@@ -77,3 +82,30 @@ def test_the_two_kinds_of_share_have_no_common_spelling() -> None:
     share = request.unmasking.shares.add(owner="a", self_seed=bytes(33))
     share.mask_key = bytes(33)
     assert again(request).unmasking.shares[0].WhichOneof("share") == "mask_key"
+
+
+def test_an_absent_key_is_not_an_empty_one() -> None:
+    """An empty one is refused; where there is none, nothing is on the wire."""
+    result = core.Result("a", 1, bytes(32), (), (), bytes(32), bytes(32), bytes(64))
+    message = again(attempt.result_to_wire(result))
+    assert not message.HasField("key")
+    assert attempt.result_from_wire(message) == result
+    message.key.SetInParent()
+    with pytest.raises(MalformedMessage) as caught:
+        attempt.result_from_wire(again(message))
+    assert caught.value.code == "key-name"
+    named = pb.Result(key=attempt.key_to_wire(KeyName(7, b"k" * 32)))
+    assert attempt.key_from_wire(again(named)) == KeyName(7, b"k" * 32)
+    assert attempt.key_to_wire(None) is None
+
+
+def test_a_masked_commit_has_no_new_field_on_the_wire() -> None:
+    """So older readers and journals agree."""
+    commit = core.MaskedInput(make.SiloId("a"), bytes(32), (), bytes(64))
+    request = attempt.client_message_to_wire(
+        commit, session_id=bytes(32), round_number=1, attempt=1
+    )
+    fields = {field.name for field, _ in request.masked_input.ListFields()}
+    assert fields == {"sender", "vector_digest", "signature"}
+    roster = attempt.survivors_to_wire(core.Survivors((commit,)))
+    assert {field.name for field, _ in roster.commits[0].ListFields()} == fields

@@ -16,6 +16,7 @@ from secagg.crypto.sign import IdentityKey
 from secagg.encoding.schema import Schema, TensorSpec
 from secagg.errors import MalformedMessage
 from secagg.masking.transcript import NO_WEIGHTS, TaskOpening
+from secagg.suite import Suite
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import (
     SignedOpening,
@@ -60,8 +61,53 @@ def config() -> api.SessionConfig:
     )
 
 
-def test_the_example_is_good() -> None:
-    assert config_from_wire(config()).task("training").metrics[0].bound == 8.0
+def sealed(protection: str = "ckks+masked") -> api.SessionConfig:
+    """The same for sealed updates."""
+    message = config()
+    message.protection, message.suite = protection, "ckks-54"
+    message.tasks[0].ClearField("ring_bits")
+    return message
+
+
+def test_the_examples_are_good() -> None:
+    read = config_from_wire(config())
+    assert read.task("training").metrics[0].bound == 8.0
+    assert (read.suite, read.task("training").ring_bits) == (None, 32)
+    for protection in ("ckks", "ckks+masked"):
+        read = config_from_wire(sealed(protection))
+        assert (read.protection, read.suite) == (protection, Suite.CKKS_54)
+        assert read.task("training").ring_bits is None
+
+
+@pytest.mark.parametrize("protection", ["ckks", "ckks+masked"])
+@pytest.mark.parametrize("suite", ["", "ckks-55", "CKKS-54", "ckks-54 ", "masked", "ckks"])
+def test_no_suite_but_the_known_one_is_ever_taken(protection: str, suite: str) -> None:
+    message = sealed(protection)
+    message.suite = suite
+    refuse(message)
+
+
+def suited(message: api.SessionConfig) -> None:
+    message.suite = "ckks-54"
+
+
+MISMATCHES: dict[str, tuple[str, Callable[[], api.SessionConfig], Callable[[Any], Any]]] = {
+    "suite without sealing": ("suite", config, suited),
+    "words without a ring": ("ring", config, lambda m: m.tasks[0].ClearField("ring_bits")),
+    "sealing without a suite": ("suite", sealed, lambda m: m.ClearField("suite")),
+    "words beside the suite's": ("ring", sealed, lambda m: setattr(m.tasks[0], "ring_bits", 64)),
+    "masked all the same": ("suite", sealed, lambda m: setattr(m, "protection", "masked")),
+}
+
+
+@pytest.mark.parametrize("case", MISMATCHES)
+def test_protection_suite_and_words_agree(case: str) -> None:
+    code, make_message, change = MISMATCHES[case]
+    message = make_message()
+    change(message)
+    with pytest.raises(MalformedMessage) as caught:
+        config_from_wire(message)
+    assert caught.value.code == code
 
 
 NOT_NAMES = ["", "Upper", "a_b", "-a", "a-", "x" * 64, "ä", "a/b", "a\n", "a\0"]
@@ -173,9 +219,29 @@ def test_an_empty_message() -> None:
 
 @pytest.mark.parametrize("field", [f.name for f in api.SessionConfig.DESCRIPTOR.fields])
 def test_no_field_has_a_silent_default(field: str) -> None:
-    message = config()
+    """Where a session seals, the suite is no exception; where not, it has no place at all."""
+    message = sealed()
     message.ClearField(field)
     refuse(message)
+    masked = config()
+    masked.ClearField(field)
+    if field == "suite":
+        assert masked == config()
+    else:
+        refuse(masked)
+
+
+@pytest.mark.parametrize("field", [f.name for f in api.TaskConfig.DESCRIPTOR.fields])
+def test_no_field_of_a_task_has_a_silent_default(field: str) -> None:
+    for message in (config(), sealed()):
+        before = message.SerializeToString()
+        message.tasks[0].ClearField(field)
+        if field == "metrics":
+            assert config_from_wire(message).tasks[0].metrics == ()
+        elif message.SerializeToString() == before:
+            assert (field, message.suite) == ("ring_bits", "ckks-54")
+        else:
+            refuse(message)
 
 
 # Openings.
@@ -229,6 +295,44 @@ def test_forged_openings(case: str) -> None:
     with pytest.raises(MalformedMessage) as caught:
         forged.verify(KEY.public, TRANSCRIPT)
     assert caught.value.code == "signature"
+
+
+SEALED_DIGEST = b"\x05" * 32
+
+
+def test_what_is_uploaded_in_the_place_of_the_weights_is_signed_too() -> None:
+    plain = opening()
+    assert plain.uploaded_digest == b"\x01" * 32
+    boxed = SignedOpening.sign(plain.opening, 512, "a", KEY, TRANSCRIPT, SEALED_DIGEST)
+    boxed.verify(KEY.public, TRANSCRIPT)
+    assert boxed.uploaded_digest == SEALED_DIGEST
+    forged = (
+        replace(boxed, sealed_digest=b"\x06" * 32),
+        replace(boxed, sealed_digest=b""),
+        replace(plain, sealed_digest=SEALED_DIGEST),
+    )
+    for other in forged:
+        with pytest.raises(MalformedMessage):
+            other.verify(KEY.public, TRANSCRIPT)
+    assert opening_from_wire(opening_to_wire(boxed)) == boxed
+
+
+@pytest.mark.parametrize("size", [1, 31, 33, 64])
+def test_a_sealed_digest_of_another_size(size: int) -> None:
+    with pytest.raises(MalformedMessage) as caught:
+        opening_from_wire(opening_to_wire(opening(sealed_digest=bytes(size))))
+    assert caught.value.code == "opening-size"
+
+
+def test_a_sealed_digest_of_no_weights() -> None:
+    empty = replace(opening().opening, weights_digest=NO_WEIGHTS)
+    for digest, good in ((b"", True), (SEALED_DIGEST, False)):
+        message = opening_to_wire(SignedOpening(empty, 0, "a", bytes(64), digest))
+        if good:
+            assert opening_from_wire(message).sealed_digest == b""
+            continue
+        with pytest.raises(MalformedMessage):
+            opening_from_wire(message)
 
 
 def test_an_opening_of_another_session() -> None:

@@ -14,8 +14,9 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secagg.ckks.custody import MAX_SEALED_BYTES
 from secagg.errors import MalformedMessage
-from secagg.wire import attempt, session
+from secagg.wire import attempt, custody, session
 from secagg.wire._pb import masking_pb2 as pb
 from secagg.wire._pb import service_pb2 as api
 
@@ -32,6 +33,8 @@ DECODERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "client-message": (api.SendRequest, attempt.client_message_from_wire),
     "opening": (api.TaskOpening, session.opening_from_wire),
     "config": (api.SessionConfig, session.config_from_wire),
+    "key-request": (api.KeyRequest, custody.request_from_wire),
+    "key-box": (api.KeyBox, custody.box_from_wire),
     "aborted": (api.Aborted, session.aborted_from_wire),
 }
 ANY_NAMES = st.sampled_from(["", "a", "A", "é", "a/b", "x" * 64, "\0", "aes-128-ctr", "2/3", "0/0"])
@@ -164,3 +167,94 @@ def test_a_revealed_share_that_is_none() -> None:
     with pytest.raises(MalformedMessage) as caught:
         attempt.client_message_from_wire(request)
     assert caught.value.code == "share-missing"
+
+
+def sealed_result() -> pb.Result:
+    message = pb.Result(task="a", round=1, survivors=["a", "b"], signature=bytes(64))
+    message.base = message.survivors_transcript = message.vector_digest = bytes(32)
+    message.key.epoch, message.key.key_id = 1, bytes(32)
+    message.seeds.extend([b"1" * 32, b"2" * 32])
+    return message
+
+
+BAD_RESULTS: dict[str, tuple[str, Callable[[pb.Result], Any]]] = {
+    "no key": ("result-seeds", lambda m: m.ClearField("key")),
+    "no seeds": ("result-seeds", lambda m: m.ClearField("seeds")),
+    "one seed": ("result-seeds", lambda m: m.seeds.pop()),
+    "three seeds": ("result-seeds", lambda m: m.seeds.append(bytes(32))),
+    "short seed": ("message-size", lambda m: m.seeds.__setitem__(1, bytes(31))),
+    "empty seed": ("message-size", lambda m: m.seeds.__setitem__(1, b"")),
+    "epoch 0": ("key-name", lambda m: setattr(m.key, "epoch", 0)),
+    "short id": ("key-name", lambda m: setattr(m.key, "key_id", bytes(31))),
+    "long id": ("key-name", lambda m: setattr(m.key, "key_id", bytes(33))),
+}
+
+
+@pytest.mark.parametrize(("code", "change"), BAD_RESULTS.values(), ids=BAD_RESULTS.keys())
+def test_a_sealed_sum_that_nobody_could_open(code: str, change: Callable[[pb.Result], Any]) -> None:
+    message = sealed_result()
+    assert len(attempt.result_from_wire(message).seeds) == 2
+    change(message)
+    with pytest.raises(MalformedMessage) as caught:
+        attempt.result_from_wire(message)
+    assert caught.value.code == code
+
+
+def key_box() -> api.KeyBox:
+    point = b"\x09" + bytes(31)
+    return api.KeyBox(
+        epoch=1,
+        sender="a",
+        recipient="b",
+        sender_ephemeral=point,
+        recipient_ephemeral=point,
+        key_id=bytes(32),
+        sealed=bytes(16),
+        signature=bytes(64),
+    )
+
+
+BAD_BOXES: dict[str, tuple[str, dict[str, Any]]] = {
+    "epoch": ("message-number", {"epoch": 0}),
+    "sender": ("message-name", {"sender": "A"}),
+    "recipient": ("message-name", {"recipient": ""}),
+    "our half": ("public-key-encoding", {"sender_ephemeral": bytes(31)}),
+    "their half": ("public-key-low-order", {"recipient_ephemeral": bytes(32)}),
+    "key id": ("message-size", {"key_id": bytes(31)}),
+    "nothing sealed": ("message-size", {"sealed": bytes(15)}),
+    "too much sealed": ("message-size", {"sealed": bytes(MAX_SEALED_BYTES + 1)}),
+    "signature": ("message-size", {"signature": bytes(63)}),
+}
+
+
+@pytest.mark.parametrize(("code", "changes"), BAD_BOXES.values(), ids=BAD_BOXES.keys())
+def test_a_key_box_that_is_none(code: str, changes: dict[str, Any]) -> None:
+    message = key_box()
+    assert custody.box_from_wire(message).sender == "a"
+    for field, value in changes.items():
+        setattr(message, field, value)
+    with pytest.raises(MalformedMessage) as caught:
+        custody.box_from_wire(message)
+    assert caught.value.code == code
+
+
+BAD_REQUESTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "epoch": ("message-number", {"epoch": 0}),
+    "silo": ("message-name", {"silo": "a/b"}),
+    "half": ("public-key-low-order", {"ephemeral": bytes(32)}),
+    "no half": ("public-key-encoding", {"ephemeral": b""}),
+    "signature": ("message-size", {"signature": b""}),
+}
+
+
+@pytest.mark.parametrize(("code", "changes"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+def test_a_key_request_that_is_none(code: str, changes: dict[str, Any]) -> None:
+    message = api.KeyRequest(
+        epoch=2**32 - 1, silo="a", ephemeral=b"\x09" + bytes(31), signature=bytes(64)
+    )
+    assert custody.request_from_wire(message).epoch == 2**32 - 1
+    for field, value in changes.items():
+        setattr(message, field, value)
+    with pytest.raises(MalformedMessage) as caught:
+        custody.request_from_wire(message)
+    assert caught.value.code == code

@@ -110,6 +110,16 @@ class Released(_message.Message):
     sum: Stored
     def __init__(self, result: _Optional[_Union[_masking_pb2.Result, _Mapping]] = ..., sum: _Optional[_Union[Stored, _Mapping]] = ...) -> None: ...
 
+class Keyed(_message.Message):
+    __slots__ = ("epoch", "key_id", "members")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    key_id: bytes
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    def __init__(self, epoch: _Optional[int] = ..., key_id: _Optional[bytes] = ..., members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ...) -> None: ...
+
 class Ended(_message.Message):
     __slots__ = ("state",)
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -117,7 +127,7 @@ class Ended(_message.Message):
     def __init__(self, state: _Optional[str] = ...) -> None: ...
 
 class Record(_message.Message):
-    __slots__ = ("created", "task_opened", "said_ready", "took_back", "attempt_opened", "accepted", "phase_closed", "attempt_aborted", "released", "ended")
+    __slots__ = ("created", "task_opened", "said_ready", "took_back", "attempt_opened", "accepted", "phase_closed", "attempt_aborted", "released", "ended", "keyed")
     CREATED_FIELD_NUMBER: _ClassVar[int]
     TASK_OPENED_FIELD_NUMBER: _ClassVar[int]
     SAID_READY_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +138,7 @@ class Record(_message.Message):
     ATTEMPT_ABORTED_FIELD_NUMBER: _ClassVar[int]
     RELEASED_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    KEYED_FIELD_NUMBER: _ClassVar[int]
     created: Created
     task_opened: TaskOpened
     said_ready: SaidReady
@@ -138,4 +149,5 @@ class Record(_message.Message):
     attempt_aborted: AttemptAborted
     released: Released
     ended: Ended
-    def __init__(self, created: _Optional[_Union[Created, _Mapping]] = ..., task_opened: _Optional[_Union[TaskOpened, _Mapping]] = ..., said_ready: _Optional[_Union[SaidReady, _Mapping]] = ..., took_back: _Optional[_Union[TookBack, _Mapping]] = ..., attempt_opened: _Optional[_Union[AttemptOpened, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., phase_closed: _Optional[_Union[PhaseClosed, _Mapping]] = ..., attempt_aborted: _Optional[_Union[AttemptAborted, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
+    keyed: Keyed
+    def __init__(self, created: _Optional[_Union[Created, _Mapping]] = ..., task_opened: _Optional[_Union[TaskOpened, _Mapping]] = ..., said_ready: _Optional[_Union[SaidReady, _Mapping]] = ..., took_back: _Optional[_Union[TookBack, _Mapping]] = ..., attempt_opened: _Optional[_Union[AttemptOpened, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., phase_closed: _Optional[_Union[PhaseClosed, _Mapping]] = ..., attempt_aborted: _Optional[_Union[AttemptAborted, _Mapping]] = ..., released: _Optional[_Union[Released, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., keyed: _Optional[_Union[Keyed, _Mapping]] = ...) -> None: ...

@@ -24,41 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsecagg/wire/_pb/masking.proto\x12\tsecagg.v1\"\xea\x01\n\nDescriptor\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0csession_hash\x18\x02 \x01(\x0c\x12\x18\n\x10manifest_version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\t \x03(\t\x12\x11\n\tthreshold\x18\n \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x0b \x01(\x0c\x12\x11\n\tsignature\x18\x0c \x01(\x0c\"q\n\rAdvertiseKeys\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x13\n\x0b\x63hannel_key\x18\x02 \x01(\x0c\x12\x10\n\x08mask_key\x18\x03 \x01(\x0c\x12\x16\n\x0eself_seed_hash\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"3\n\x06Roster\x12)\n\x07\x61\x64verts\x18\x01 \x03(\x0b\x32\x18.secagg.v1.AdvertiseKeys\"A\n\nCommitment\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tself_seed\x18\x03 \x01(\x0c\"(\n\x03\x42ox\x12\x11\n\trecipient\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\"y\n\tShareKeys\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12*\n\x0b\x63ommitments\x18\x02 \x03(\x0b\x32\x15.secagg.v1.Commitment\x12\x1d\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x0e.secagg.v1.Box\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x8e\x01\n\x07\x44\x65\x61ling\x12\x0e\n\x06\x64\x65\x61ler\x18\x01 \x01(\t\x12*\n\x0b\x63ommitments\x18\x02 \x03(\x0b\x32\x15.secagg.v1.Commitment\x12\x14\n\x0c\x62oxes_digest\x18\x03 \x01(\x0c\x12\x13\n\x06sealed\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x42\t\n\x07_sealed\"-\n\x05\x44\x65\x61lt\x12$\n\x08\x64\x65\x61lings\x18\x01 \x03(\x0b\x32\x12.secagg.v1.Dealing\"\\\n\x0bMaskedInput\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x15\n\rvector_digest\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62\x61\x64_dealers\x18\x03 \x03(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"4\n\tSurvivors\x12\'\n\x07\x63ommits\x18\x01 \x03(\x0b\x32\x16.secagg.v1.MaskedInput\"0\n\x0b\x43onsistency\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"4\n\nSignatures\x12&\n\x06signed\x18\x01 \x03(\x0b\x32\x16.secagg.v1.Consistency\"^\n\rRevealedShare\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\tself_seed\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08mask_key\x18\x03 \x01(\x0cH\x00\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x42\x07\n\x05share\"X\n\tUnmasking\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12(\n\x06shares\x18\x02 \x03(\x0b\x32\x18.secagg.v1.RevealedShare\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\x9e\x01\n\x06Result\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\x04 \x03(\t\x12\x11\n\tsurvivors\x18\x05 \x03(\t\x12\x1c\n\x14survivors_transcript\x18\x06 \x01(\x0c\x12\x15\n\rvector_digest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsecagg/wire/_pb/masking.proto\x12\tsecagg.v1\"(\n\x07KeyName\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\"\x8b\x02\n\nDescriptor\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12\x14\n\x0csession_hash\x18\x02 \x01(\x0c\x12\x18\n\x10manifest_version\x18\x03 \x01(\x04\x12\x17\n\x0fmanifest_digest\x18\x04 \x01(\x0c\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\r\n\x05round\x18\x06 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\r\x12\r\n\x05nonce\x18\x08 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\t \x03(\t\x12\x11\n\tthreshold\x18\n \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x0b \x01(\x0c\x12\x11\n\tsignature\x18\x0c \x01(\x0c\x12\x1f\n\x03key\x18\r \x01(\x0b\x32\x12.secagg.v1.KeyName\"q\n\rAdvertiseKeys\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x13\n\x0b\x63hannel_key\x18\x02 \x01(\x0c\x12\x10\n\x08mask_key\x18\x03 \x01(\x0c\x12\x16\n\x0eself_seed_hash\x18\x04 \x01(\x0c\x12\x11\n\tsignature\x18\x05 \x01(\x0c\"3\n\x06Roster\x12)\n\x07\x61\x64verts\x18\x01 \x03(\x0b\x32\x18.secagg.v1.AdvertiseKeys\"A\n\nCommitment\x12\x0e\n\x06holder\x18\x01 \x01(\t\x12\x10\n\x08mask_key\x18\x02 \x01(\x0c\x12\x11\n\tself_seed\x18\x03 \x01(\x0c\"(\n\x03\x42ox\x12\x11\n\trecipient\x18\x01 \x01(\t\x12\x0e\n\x06sealed\x18\x02 \x01(\x0c\"y\n\tShareKeys\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12*\n\x0b\x63ommitments\x18\x02 \x03(\x0b\x32\x15.secagg.v1.Commitment\x12\x1d\n\x05\x62oxes\x18\x03 \x03(\x0b\x32\x0e.secagg.v1.Box\x12\x11\n\tsignature\x18\x04 \x01(\x0c\"\x8e\x01\n\x07\x44\x65\x61ling\x12\x0e\n\x06\x64\x65\x61ler\x18\x01 \x01(\t\x12*\n\x0b\x63ommitments\x18\x02 \x03(\x0b\x32\x15.secagg.v1.Commitment\x12\x14\n\x0c\x62oxes_digest\x18\x03 \x01(\x0c\x12\x13\n\x06sealed\x18\x04 \x01(\x0cH\x00\x88\x01\x01\x12\x11\n\tsignature\x18\x05 \x01(\x0c\x42\t\n\x07_sealed\"-\n\x05\x44\x65\x61lt\x12$\n\x08\x64\x65\x61lings\x18\x01 \x03(\x0b\x32\x12.secagg.v1.Dealing\"j\n\x0bMaskedInput\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x15\n\rvector_digest\x18\x02 \x01(\x0c\x12\x13\n\x0b\x62\x61\x64_dealers\x18\x03 \x03(\t\x12\x11\n\tsignature\x18\x04 \x01(\x0c\x12\x0c\n\x04seed\x18\x05 \x01(\x0c\"4\n\tSurvivors\x12\'\n\x07\x63ommits\x18\x01 \x03(\x0b\x32\x16.secagg.v1.MaskedInput\"0\n\x0b\x43onsistency\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"4\n\nSignatures\x12&\n\x06signed\x18\x01 \x03(\x0b\x32\x16.secagg.v1.Consistency\"^\n\rRevealedShare\x12\r\n\x05owner\x18\x01 \x01(\t\x12\x13\n\tself_seed\x18\x02 \x01(\x0cH\x00\x12\x12\n\x08mask_key\x18\x03 \x01(\x0cH\x00\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x42\x07\n\x05share\"X\n\tUnmasking\x12\x0e\n\x06sender\x18\x01 \x01(\t\x12(\n\x06shares\x18\x02 \x03(\x0b\x32\x18.secagg.v1.RevealedShare\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"\xce\x01\n\x06Result\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12\x0c\n\x04\x62\x61se\x18\x03 \x01(\x0c\x12\x0e\n\x06\x63ohort\x18\x04 \x03(\t\x12\x11\n\tsurvivors\x18\x05 \x03(\t\x12\x1c\n\x14survivors_transcript\x18\x06 \x01(\x0c\x12\x15\n\rvector_digest\x18\x07 \x01(\x0c\x12\x11\n\tsignature\x18\x08 \x01(\x0c\x12\x1f\n\x03key\x18\t \x01(\x0b\x32\x12.secagg.v1.KeyName\x12\r\n\x05seeds\x18\n \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'secagg.wire._pb.masking_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DESCRIPTOR']._serialized_start=45
-  _globals['_DESCRIPTOR']._serialized_end=279
-  _globals['_ADVERTISEKEYS']._serialized_start=281
-  _globals['_ADVERTISEKEYS']._serialized_end=394
-  _globals['_ROSTER']._serialized_start=396
-  _globals['_ROSTER']._serialized_end=447
-  _globals['_COMMITMENT']._serialized_start=449
-  _globals['_COMMITMENT']._serialized_end=514
-  _globals['_BOX']._serialized_start=516
-  _globals['_BOX']._serialized_end=556
-  _globals['_SHAREKEYS']._serialized_start=558
-  _globals['_SHAREKEYS']._serialized_end=679
-  _globals['_DEALING']._serialized_start=682
-  _globals['_DEALING']._serialized_end=824
-  _globals['_DEALT']._serialized_start=826
-  _globals['_DEALT']._serialized_end=871
-  _globals['_MASKEDINPUT']._serialized_start=873
-  _globals['_MASKEDINPUT']._serialized_end=965
-  _globals['_SURVIVORS']._serialized_start=967
-  _globals['_SURVIVORS']._serialized_end=1019
-  _globals['_CONSISTENCY']._serialized_start=1021
-  _globals['_CONSISTENCY']._serialized_end=1069
-  _globals['_SIGNATURES']._serialized_start=1071
-  _globals['_SIGNATURES']._serialized_end=1123
-  _globals['_REVEALEDSHARE']._serialized_start=1125
-  _globals['_REVEALEDSHARE']._serialized_end=1219
-  _globals['_UNMASKING']._serialized_start=1221
-  _globals['_UNMASKING']._serialized_end=1309
-  _globals['_RESULT']._serialized_start=1312
-  _globals['_RESULT']._serialized_end=1470
+  _globals['_KEYNAME']._serialized_start=44
+  _globals['_KEYNAME']._serialized_end=84
+  _globals['_DESCRIPTOR']._serialized_start=87
+  _globals['_DESCRIPTOR']._serialized_end=354
+  _globals['_ADVERTISEKEYS']._serialized_start=356
+  _globals['_ADVERTISEKEYS']._serialized_end=469
+  _globals['_ROSTER']._serialized_start=471
+  _globals['_ROSTER']._serialized_end=522
+  _globals['_COMMITMENT']._serialized_start=524
+  _globals['_COMMITMENT']._serialized_end=589
+  _globals['_BOX']._serialized_start=591
+  _globals['_BOX']._serialized_end=631
+  _globals['_SHAREKEYS']._serialized_start=633
+  _globals['_SHAREKEYS']._serialized_end=754
+  _globals['_DEALING']._serialized_start=757
+  _globals['_DEALING']._serialized_end=899
+  _globals['_DEALT']._serialized_start=901
+  _globals['_DEALT']._serialized_end=946
+  _globals['_MASKEDINPUT']._serialized_start=948
+  _globals['_MASKEDINPUT']._serialized_end=1054
+  _globals['_SURVIVORS']._serialized_start=1056
+  _globals['_SURVIVORS']._serialized_end=1108
+  _globals['_CONSISTENCY']._serialized_start=1110
+  _globals['_CONSISTENCY']._serialized_end=1158
+  _globals['_SIGNATURES']._serialized_start=1160
+  _globals['_SIGNATURES']._serialized_end=1212
+  _globals['_REVEALEDSHARE']._serialized_start=1214
+  _globals['_REVEALEDSHARE']._serialized_end=1308
+  _globals['_UNMASKING']._serialized_start=1310
+  _globals['_UNMASKING']._serialized_end=1398
+  _globals['_RESULT']._serialized_start=1401
+  _globals['_RESULT']._serialized_end=1607
 # @@protoc_insertion_point(module_scope)

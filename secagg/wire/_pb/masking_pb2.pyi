@@ -6,8 +6,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class KeyName(_message.Message):
+    __slots__ = ("epoch", "key_id")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    key_id: bytes
+    def __init__(self, epoch: _Optional[int] = ..., key_id: _Optional[bytes] = ...) -> None: ...
+
 class Descriptor(_message.Message):
-    __slots__ = ("session_id", "session_hash", "manifest_version", "manifest_digest", "task", "round", "attempt", "nonce", "cohort", "threshold", "base", "signature")
+    __slots__ = ("session_id", "session_hash", "manifest_version", "manifest_digest", "task", "round", "attempt", "nonce", "cohort", "threshold", "base", "signature", "key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SESSION_HASH_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_VERSION_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +28,7 @@ class Descriptor(_message.Message):
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     session_hash: bytes
     manifest_version: int
@@ -32,7 +41,8 @@ class Descriptor(_message.Message):
     threshold: int
     base: bytes
     signature: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., session_hash: _Optional[bytes] = ..., manifest_version: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., task: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., nonce: _Optional[bytes] = ..., cohort: _Optional[_Iterable[str]] = ..., threshold: _Optional[int] = ..., base: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    key: KeyName
+    def __init__(self, session_id: _Optional[bytes] = ..., session_hash: _Optional[bytes] = ..., manifest_version: _Optional[int] = ..., manifest_digest: _Optional[bytes] = ..., task: _Optional[str] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., nonce: _Optional[bytes] = ..., cohort: _Optional[_Iterable[str]] = ..., threshold: _Optional[int] = ..., base: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key: _Optional[_Union[KeyName, _Mapping]] = ...) -> None: ...
 
 class AdvertiseKeys(_message.Message):
     __slots__ = ("sender", "channel_key", "mask_key", "self_seed_hash", "signature")
@@ -105,16 +115,18 @@ class Dealt(_message.Message):
     def __init__(self, dealings: _Optional[_Iterable[_Union[Dealing, _Mapping]]] = ...) -> None: ...
 
 class MaskedInput(_message.Message):
-    __slots__ = ("sender", "vector_digest", "bad_dealers", "signature")
+    __slots__ = ("sender", "vector_digest", "bad_dealers", "signature", "seed")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
     BAD_DEALERS_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
     sender: str
     vector_digest: bytes
     bad_dealers: _containers.RepeatedScalarFieldContainer[str]
     signature: bytes
-    def __init__(self, sender: _Optional[str] = ..., vector_digest: _Optional[bytes] = ..., bad_dealers: _Optional[_Iterable[str]] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    seed: bytes
+    def __init__(self, sender: _Optional[str] = ..., vector_digest: _Optional[bytes] = ..., bad_dealers: _Optional[_Iterable[str]] = ..., signature: _Optional[bytes] = ..., seed: _Optional[bytes] = ...) -> None: ...
 
 class Survivors(_message.Message):
     __slots__ = ("commits",)
@@ -159,7 +171,7 @@ class Unmasking(_message.Message):
     def __init__(self, sender: _Optional[str] = ..., shares: _Optional[_Iterable[_Union[RevealedShare, _Mapping]]] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Result(_message.Message):
-    __slots__ = ("task", "round", "base", "cohort", "survivors", "survivors_transcript", "vector_digest", "signature")
+    __slots__ = ("task", "round", "base", "cohort", "survivors", "survivors_transcript", "vector_digest", "signature", "key", "seeds")
     TASK_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +180,8 @@ class Result(_message.Message):
     SURVIVORS_TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
     VECTOR_DIGEST_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
     task: str
     round: int
     base: bytes
@@ -176,4 +190,6 @@ class Result(_message.Message):
     survivors_transcript: bytes
     vector_digest: bytes
     signature: bytes
-    def __init__(self, task: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[bytes] = ..., cohort: _Optional[_Iterable[str]] = ..., survivors: _Optional[_Iterable[str]] = ..., survivors_transcript: _Optional[bytes] = ..., vector_digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    key: KeyName
+    seeds: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, task: _Optional[str] = ..., round: _Optional[int] = ..., base: _Optional[bytes] = ..., cohort: _Optional[_Iterable[str]] = ..., survivors: _Optional[_Iterable[str]] = ..., survivors_transcript: _Optional[bytes] = ..., vector_digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., key: _Optional[_Union[KeyName, _Mapping]] = ..., seeds: _Optional[_Iterable[bytes]] = ...) -> None: ...

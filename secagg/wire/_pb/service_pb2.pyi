@@ -58,7 +58,7 @@ class TaskConfig(_message.Message):
     def __init__(self, name: _Optional[str] = ..., weighting: _Optional[str] = ..., rounds: _Optional[int] = ..., ring_bits: _Optional[int] = ..., bound: _Optional[float] = ..., clip: _Optional[str] = ..., weight_cap: _Optional[float] = ..., metrics: _Optional[_Iterable[_Union[Metric, _Mapping]]] = ...) -> None: ...
 
 class SessionConfig(_message.Message):
-    __slots__ = ("name", "consortium", "silos", "protection", "colluders", "threshold", "min_cohort", "mask_prg", "tasks", "chunk_bytes", "train_deadline", "phase_deadline", "max_attempts")
+    __slots__ = ("name", "consortium", "silos", "protection", "colluders", "threshold", "min_cohort", "mask_prg", "tasks", "chunk_bytes", "train_deadline", "phase_deadline", "max_attempts", "suite")
     NAME_FIELD_NUMBER: _ClassVar[int]
     CONSORTIUM_FIELD_NUMBER: _ClassVar[int]
     SILOS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class SessionConfig(_message.Message):
     TRAIN_DEADLINE_FIELD_NUMBER: _ClassVar[int]
     PHASE_DEADLINE_FIELD_NUMBER: _ClassVar[int]
     MAX_ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    SUITE_FIELD_NUMBER: _ClassVar[int]
     name: str
     consortium: str
     silos: _containers.RepeatedScalarFieldContainer[str]
@@ -85,7 +86,8 @@ class SessionConfig(_message.Message):
     train_deadline: float
     phase_deadline: float
     max_attempts: int
-    def __init__(self, name: _Optional[str] = ..., consortium: _Optional[str] = ..., silos: _Optional[_Iterable[str]] = ..., protection: _Optional[str] = ..., colluders: _Optional[int] = ..., threshold: _Optional[str] = ..., min_cohort: _Optional[int] = ..., mask_prg: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskConfig, _Mapping]]] = ..., chunk_bytes: _Optional[int] = ..., train_deadline: _Optional[float] = ..., phase_deadline: _Optional[float] = ..., max_attempts: _Optional[int] = ...) -> None: ...
+    suite: str
+    def __init__(self, name: _Optional[str] = ..., consortium: _Optional[str] = ..., silos: _Optional[_Iterable[str]] = ..., protection: _Optional[str] = ..., colluders: _Optional[int] = ..., threshold: _Optional[str] = ..., min_cohort: _Optional[int] = ..., mask_prg: _Optional[str] = ..., tasks: _Optional[_Iterable[_Union[TaskConfig, _Mapping]]] = ..., chunk_bytes: _Optional[int] = ..., train_deadline: _Optional[float] = ..., phase_deadline: _Optional[float] = ..., max_attempts: _Optional[int] = ..., suite: _Optional[str] = ...) -> None: ...
 
 class JoinSessionRequest(_message.Message):
     __slots__ = ("session",)
@@ -112,7 +114,7 @@ class Tensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TaskOpening(_message.Message):
-    __slots__ = ("task", "tensors", "step", "weights_digest", "weights_bytes", "proposer", "signature")
+    __slots__ = ("task", "tensors", "step", "weights_digest", "weights_bytes", "proposer", "signature", "sealed_digest")
     TASK_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +122,7 @@ class TaskOpening(_message.Message):
     WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
     PROPOSER_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SEALED_DIGEST_FIELD_NUMBER: _ClassVar[int]
     task: str
     tensors: _containers.RepeatedCompositeFieldContainer[Tensor]
     step: str
@@ -127,7 +130,8 @@ class TaskOpening(_message.Message):
     weights_bytes: int
     proposer: str
     signature: bytes
-    def __init__(self, task: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., step: _Optional[str] = ..., weights_digest: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., proposer: _Optional[str] = ..., signature: _Optional[bytes] = ...) -> None: ...
+    sealed_digest: bytes
+    def __init__(self, task: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[Tensor, _Mapping]]] = ..., step: _Optional[str] = ..., weights_digest: _Optional[bytes] = ..., weights_bytes: _Optional[int] = ..., proposer: _Optional[str] = ..., signature: _Optional[bytes] = ..., sealed_digest: _Optional[bytes] = ...) -> None: ...
 
 class OpenTaskRequest(_message.Message):
     __slots__ = ("session_id", "task")
@@ -154,26 +158,174 @@ class ProposeTaskRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., opening: _Optional[_Union[TaskOpening, _Mapping]] = ...) -> None: ...
 
 class ReadyRequest(_message.Message):
-    __slots__ = ("session_id", "task", "base")
+    __slots__ = ("session_id", "task", "base", "key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     BASE_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     task: str
     base: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., task: _Optional[str] = ..., base: _Optional[bytes] = ...) -> None: ...
+    key: _masking_pb2.KeyName
+    def __init__(self, session_id: _Optional[bytes] = ..., task: _Optional[str] = ..., base: _Optional[bytes] = ..., key: _Optional[_Union[_masking_pb2.KeyName, _Mapping]] = ...) -> None: ...
+
+class KeyRequest(_message.Message):
+    __slots__ = ("epoch", "silo", "ephemeral", "signature")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SILO_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    silo: str
+    ephemeral: bytes
+    signature: bytes
+    def __init__(self, epoch: _Optional[int] = ..., silo: _Optional[str] = ..., ephemeral: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class KeyBox(_message.Message):
+    __slots__ = ("epoch", "sender", "recipient", "sender_ephemeral", "recipient_ephemeral", "key_id", "sealed", "signature")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_FIELD_NUMBER: _ClassVar[int]
+    SENDER_EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    RECIPIENT_EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    SEALED_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    sender: str
+    recipient: str
+    sender_ephemeral: bytes
+    recipient_ephemeral: bytes
+    key_id: bytes
+    sealed: bytes
+    signature: bytes
+    def __init__(self, epoch: _Optional[int] = ..., sender: _Optional[str] = ..., recipient: _Optional[str] = ..., sender_ephemeral: _Optional[bytes] = ..., recipient_ephemeral: _Optional[bytes] = ..., key_id: _Optional[bytes] = ..., sealed: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AskKeyRequest(_message.Message):
+    __slots__ = ("session_id", "request")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    request: KeyRequest
+    def __init__(self, session_id: _Optional[bytes] = ..., request: _Optional[_Union[KeyRequest, _Mapping]] = ...) -> None: ...
+
+class AskKeyReply(_message.Message):
+    __slots__ = ("epoch", "make", "box")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MAKE_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    make: bool
+    box: KeyBox
+    def __init__(self, epoch: _Optional[int] = ..., make: bool = ..., box: _Optional[_Union[KeyBox, _Mapping]] = ...) -> None: ...
+
+class AnnounceKeyRequest(_message.Message):
+    __slots__ = ("session_id", "key", "members")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    key: _masking_pb2.KeyName
+    members: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[bytes] = ..., key: _Optional[_Union[_masking_pb2.KeyName, _Mapping]] = ..., members: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AwaitKeyRequestsRequest(_message.Message):
+    __slots__ = ("session_id", "key")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    key: _masking_pb2.KeyName
+    def __init__(self, session_id: _Optional[bytes] = ..., key: _Optional[_Union[_masking_pb2.KeyName, _Mapping]] = ...) -> None: ...
+
+class AwaitKeyRequestsReply(_message.Message):
+    __slots__ = ("requests", "checkpoints")
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[KeyRequest]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[CheckpointWish]
+    def __init__(self, requests: _Optional[_Iterable[_Union[KeyRequest, _Mapping]]] = ..., checkpoints: _Optional[_Iterable[_Union[CheckpointWish, _Mapping]]] = ...) -> None: ...
+
+class CheckpointWish(_message.Message):
+    __slots__ = ("task", "results", "need")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    NEED_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    results: int
+    need: int
+    def __init__(self, task: _Optional[str] = ..., results: _Optional[int] = ..., need: _Optional[int] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ("task", "results", "sender", "size", "digest", "signature")
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    RESULTS_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    task: str
+    results: int
+    sender: str
+    size: int
+    digest: bytes
+    signature: bytes
+    def __init__(self, task: _Optional[str] = ..., results: _Optional[int] = ..., sender: _Optional[str] = ..., size: _Optional[int] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
+
+class AskCheckpointRequest(_message.Message):
+    __slots__ = ("session_id", "wish", "refused")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    WISH_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    wish: CheckpointWish
+    refused: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, session_id: _Optional[bytes] = ..., wish: _Optional[_Union[CheckpointWish, _Mapping]] = ..., refused: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class AskCheckpointReply(_message.Message):
+    __slots__ = ("checkpoints",)
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
+    checkpoints: _containers.RepeatedCompositeFieldContainer[Checkpoint]
+    def __init__(self, checkpoints: _Optional[_Iterable[_Union[Checkpoint, _Mapping]]] = ...) -> None: ...
+
+class OfferCheckpointRequest(_message.Message):
+    __slots__ = ("session_id", "checkpoint")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    checkpoint: Checkpoint
+    def __init__(self, session_id: _Optional[bytes] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ...) -> None: ...
+
+class SendKeyBoxRequest(_message.Message):
+    __slots__ = ("session_id", "box")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    BOX_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    box: KeyBox
+    def __init__(self, session_id: _Optional[bytes] = ..., box: _Optional[_Union[KeyBox, _Mapping]] = ...) -> None: ...
+
+class EndKeyRequest(_message.Message):
+    __slots__ = ("session_id", "key", "round")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    key: _masking_pb2.KeyName
+    round: int
+    def __init__(self, session_id: _Optional[bytes] = ..., key: _Optional[_Union[_masking_pb2.KeyName, _Mapping]] = ..., round: _Optional[int] = ...) -> None: ...
 
 class NextRequest(_message.Message):
-    __slots__ = ("session_id", "round", "attempt", "seen")
+    __slots__ = ("session_id", "round", "attempt", "seen", "key")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     round: int
     attempt: int
     seen: Step
-    def __init__(self, session_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seen: _Optional[_Union[Step, str]] = ...) -> None: ...
+    key: _masking_pb2.KeyName
+    def __init__(self, session_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., seen: _Optional[_Union[Step, str]] = ..., key: _Optional[_Union[_masking_pb2.KeyName, _Mapping]] = ...) -> None: ...
 
 class Aborted(_message.Message):
     __slots__ = ("round", "attempt", "phase", "have", "need", "blamed", "because")
@@ -234,7 +386,7 @@ class SendRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., round: _Optional[int] = ..., attempt: _Optional[int] = ..., advertise_keys: _Optional[_Union[_masking_pb2.AdvertiseKeys, _Mapping]] = ..., share_keys: _Optional[_Union[_masking_pb2.ShareKeys, _Mapping]] = ..., masked_input: _Optional[_Union[_masking_pb2.MaskedInput, _Mapping]] = ..., consistency: _Optional[_Union[_masking_pb2.Consistency, _Mapping]] = ..., unmasking: _Optional[_Union[_masking_pb2.Unmasking, _Mapping]] = ...) -> None: ...
 
 class Blob(_message.Message):
-    __slots__ = ("vector", "sum", "weights")
+    __slots__ = ("vector", "sum", "weights", "checkpoint")
     class Vector(_message.Message):
         __slots__ = ("round", "attempt")
         ROUND_FIELD_NUMBER: _ClassVar[int]
@@ -242,13 +394,24 @@ class Blob(_message.Message):
         round: int
         attempt: int
         def __init__(self, round: _Optional[int] = ..., attempt: _Optional[int] = ...) -> None: ...
+    class Checkpoint(_message.Message):
+        __slots__ = ("task", "sender", "digest")
+        TASK_FIELD_NUMBER: _ClassVar[int]
+        SENDER_FIELD_NUMBER: _ClassVar[int]
+        DIGEST_FIELD_NUMBER: _ClassVar[int]
+        task: str
+        sender: str
+        digest: bytes
+        def __init__(self, task: _Optional[str] = ..., sender: _Optional[str] = ..., digest: _Optional[bytes] = ...) -> None: ...
     VECTOR_FIELD_NUMBER: _ClassVar[int]
     SUM_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
     vector: Blob.Vector
     sum: int
     weights: str
-    def __init__(self, vector: _Optional[_Union[Blob.Vector, _Mapping]] = ..., sum: _Optional[int] = ..., weights: _Optional[str] = ...) -> None: ...
+    checkpoint: Blob.Checkpoint
+    def __init__(self, vector: _Optional[_Union[Blob.Vector, _Mapping]] = ..., sum: _Optional[int] = ..., weights: _Optional[str] = ..., checkpoint: _Optional[_Union[Blob.Checkpoint, _Mapping]] = ...) -> None: ...
 
 class PutChunkRequest(_message.Message):
     __slots__ = ("session_id", "blob", "offset", "total", "data")
