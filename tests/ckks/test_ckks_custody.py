@@ -291,6 +291,13 @@ class TestWrap:
         assert refusal(FaultyClientOrServer, wrap, RING, request, me, keyed("")) == code
 
 
+def test_a_box_holds_the_newest_keys_if_not_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    pending, request = asked()
+    room = len(pack_keys(RING.keys[1:])) + TAG_BYTES
+    monkeypatch.setattr(custody, "MAX_SEALED_BYTES", room)
+    assert unwrap(pending, answered(request), silo(B)) == RING.keys[1:]
+
+
 class TestUnwrap:
     def test_its_own_box_comes_back(self) -> None:
         pending, request = asked()
