@@ -22,7 +22,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/secagg demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest tests -n 2 --cov --cov-report=term --cov-fail-under=100
+	$(BIN)/python -m pytest tests -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=100
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
 from typing import Final
 
 from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
@@ -43,13 +44,13 @@ from secagg.wire._pb import service_pb2 as api
 from secagg.wire.attempt import key_to_wire
 
 BOXES: Final = 5
-"""How many boxes that are no use are taken before this silo gives up."""
-WAITS: Final = 30
+"""How many boxes that are no use this silo takes before it gives up."""
+WAITS: Final = 120
 """How often this silo asks a coordinator that goes on with a key that is worn."""
 _UNFIT: Final = frozenset({"key-box-members", "key-replaced"})
 """Refusals of a key that no other silo's box would mend."""
 _PAUSE_SECONDS: Final = 1.0
-_LONGEST_PAUSE_SECONDS: Final = 16.0
+_LONGEST_PAUSE_SECONDS: Final = 4.0
 
 
 class Keys:
@@ -91,12 +92,15 @@ class Keys:
         self._entropy = entropy
         self._session_id = membership.member.session_id
         self._file = f"{self._session_id.hex()}.keys"
-        self._ring = self._kept()
+        self._ring = self._kept()  # what is on disk is not lost with this process
         self._stale: KeyName | None = None
         self.arrived = threading.Event()
         self.shared = threading.Event()
+        if self._ring.keys:
+            self.shared.set()
         self.kept = False
         self._sealers: dict[KeyName, Sealer] = {}
+        self._wanted: KeyName | None = None
         self._asking = threading.RLock()  # one thread asks; the other then finds what it got
 
     @property
@@ -112,8 +116,10 @@ class Keys:
         self._sealers.clear()
 
     def outdated(self, name: KeyName) -> None:
-        """Note that the session has a newer key than this one."""
-        self._stale = name
+        """Note that the session has, or has to have, a newer key than this one."""
+        newest = self._ring.newest
+        if newest is not None and newest.name == name:
+            self._stale = name
 
     def newest(self, opened: Mapping[KeyName, int]) -> HeldKey:
         """Return the session's newest key, fit for a round; ask for it, or make it, if need be.
@@ -129,7 +135,7 @@ class Keys:
         with self._asking:
             key = self.held
             if key is None or not self._fit(key, opened):
-                key = self._obtain(key.epoch + 1 if key is not None else 0)
+                key = self._obtain(self._ring.epoch + (self._ring.newest is not None))
                 self._check(key, opened)
             return key
 
@@ -141,7 +147,7 @@ class Keys:
         """
         with self._asking:
             if self._ring.keys and self.held is None:
-                self._obtain(0)
+                self._obtain(self._ring.epoch + (self._ring.newest is not None))
 
     def find(self, name: KeyName) -> HeldKey:
         """Return the key of a past sum; ask the session's silos if this one has not got it.
@@ -149,16 +155,23 @@ class Keys:
         Raises:
             ConfigError: ``key-gone``: nobody that answered has it any more.
         """
-        found = self._ring.find(name)
-        for _ in self._membership.member.session.silos:  # each time, another one's box counts
+        for _ in self._boxes(name):
+            found = self._ring.find(name)
             if found is not None:
                 return found
+        raise _gone(f"A past sum of epoch {name.epoch}")
+
+    def _boxes(self, wanted: KeyName | None = None) -> Iterator[None]:
+        """Go through what other silos have, as long as there are some that answer."""
+        yield
+        for _ in range(max(BOXES, self._membership.member.session.colluders + 1)):
             with self._asking:
+                self._wanted = wanted
                 self._obtain(0)
-            found = self._ring.find(name)
-        if found is None:
-            raise _gone(f"A past sum of epoch {name.epoch}")
-        return found
+                self._wanted = None
+            yield
+            if not self.shared.is_set():
+                return  # nobody answered: this silo made a key for itself
 
     def sealer(self, key: HeldKey) -> Sealer:
         """What seals and opens under a key; the one for another key is closed."""
@@ -171,11 +184,16 @@ class Keys:
     def await_company(self) -> None:
         """Wait until another silo has the key, too: what is sealed is not lost with this one."""
         self.newest({})
-        while self.kept and not self.shared.wait(POLL_SECONDS):
-            log.info("waiting for another silo of the session to take its key")
+        log.info("waiting until another silo of the session has its key, too")
+        for second in count(1):
+            if not self.kept or self.shared.wait(_PAUSE_SECONDS):
+                return  # a session that ends meanwhile ends the keeper; the next call says so
+            if not second % 25:
+                self._membership.refresh()  # as does this, if this silo is not let in any more
 
     def seal_blob(self, label: str, parties: tuple[str, ...], data: bytes) -> bytearray:
-        """Seal data for the session's silos, under its newest key."""
+        """Seal data for the session's silos of now, under its newest key."""
+        self._membership.refresh()
         return seal_blob(self.newest({}), label, parties, data, self._entropy)
 
     def open_blob(self, label: str, parties: tuple[str, ...], blob: bytearray) -> bytearray:
@@ -185,14 +203,12 @@ class Keys:
             ConfigError: ``key-gone``: nobody that answered has the key, or it is no such blob.
         """
         tried: set[KeyName] = set()
-        for _ in self._membership.member.session.silos:  # each time, another one's box counts
+        for _ in self._boxes():
             for key in reversed(self._ring.keys):
                 if key.name not in tried:
                     tried.add(key.name)
                     with contextlib.suppress(MalformedMessage):
                         return open_blob(key, label, parties, blob)
-            with self._asking:
-                self._obtain(0)
         raise _gone("A blob")
 
     def report(self, name: KeyName, round_number: int) -> None:
@@ -259,16 +275,20 @@ class Keys:
     def _obtain(self, epoch: int) -> HeldKey:
         """Ask until there is a key of the session's current epoch, which is at least this one."""
         epoch = max(epoch, self._ring.epoch, 1)
-        left, waits = BOXES, WAITS
-        while True:
+        left = BOXES
+        refused: SecaggError | None = None
+        for _ in range(WAITS):
             pending, reply = self._ask(epoch)
             self._membership.refresh()  # whoever made or boxed it may know a newer manifest
             match reply.WhichOneof("answer"):
                 case "epoch" if reply.epoch > epoch:
                     epoch = reply.epoch
-                case "epoch":
-                    self._check_epoch(reply.epoch)
-                    time.sleep(_PAUSE_SECONDS)  # it has not seen yet what this silo has
+                case "epoch":  # it has not seen yet what this silo has
+                    refused = refused or self._behind(reply.epoch)
+                    time.sleep(_PAUSE_SECONDS)
+                case "make" if epoch <= self._ring.epoch:
+                    refused = refused or self._behind(epoch - 1)
+                    epoch = self._ring.epoch + 1  # no second key of an epoch
                 case "make":
                     self._make(epoch)
                 case _:
@@ -277,20 +297,18 @@ class Keys:
                         self._take(unwrap(pending, box, self._custodian()), box.sender)
                         self.shared.set()
                     except (FaultyClient, FaultyClientOrServer) as refusal:
-                        left -= 1
+                        left, refused = left - 1, refusal
                         log.warning("a box with the session's key is no use: %s", refusal)
-                        if refusal.code in _UNFIT or not left:
-                            epoch = self._after(epoch, refusal)
+                        if refusal.code in _UNFIT or left <= 0:
+                            epoch += 1  # where another silo asks for that, too, a key is made
             newest = self.held
             if newest is not None and newest.epoch >= epoch:
                 return newest
-            waits -= 1
-            if not waits:
-                raise FaultyServer(
-                    "key-worn",
-                    f"The coordinator does not begin epoch {epoch} of the session's keys.",
-                    "Nothing was sent. Ask its operator for its newest manifest.",
-                )
+        raise refused or FaultyServer(
+            "key-worn",
+            f"The coordinator does not begin epoch {epoch} of the session's keys.",
+            "Nothing was sent. Ask its operator for its newest manifest.",
+        )
 
     def _ask(self, epoch: int) -> tuple[Pending, api.AskKeyReply]:
         """Ask for an epoch's key, until there is an answer."""
@@ -304,37 +322,20 @@ class Keys:
                 return pending, reply
             log.info("waiting for a silo of the session that has its key")
 
-    def _after(self, epoch: int, refusal: SecaggError) -> int:
-        """Ask for a newer key than one that is no use; where another silo did, too, one is made.
-
-        Returns:
-            The next epoch, which has begun.
-
-        Raises:
-            SecaggError: ``refusal``: it has not.
-        """
-        _, reply = self._ask(epoch + 1)
-        if reply.HasField("box") or (reply.HasField("epoch") and reply.epoch <= epoch):
-            raise refusal
-        return epoch + 1
-
-    def _check_epoch(self, current: int) -> None:
-        if current < self._ring.epoch:
-            raise FaultyServer(
-                "key-epoch",
-                f"The coordinator goes back to epoch {current} of the session's keys; this silo "
-                f"has taken one of epoch {self._ring.epoch}.",
-                "Nothing was sent under it. Ask the coordinator's operator for its newest state.",
-            )
+    def _behind(self, current: int) -> FaultyServer | None:
+        """What is wrong with a coordinator that is at an older epoch than this silo."""
+        if current >= self._ring.epoch:
+            return None
+        return FaultyServer(
+            "key-epoch",
+            f"The coordinator is at epoch {current} of the session's keys; this silo has taken one "
+            f"of epoch {self._ring.epoch}.",
+            "Nothing was sent under an older one. Ask the coordinator's operator for its newest "
+            "state, or start another silo: two that are ahead take it along.",
+        )
 
     def _make(self, epoch: int) -> None:
         """Make an epoch's key; it counts once the coordinator has taken down its name."""
-        if epoch <= self._ring.epoch:
-            raise FaultyServer(
-                "key-epoch",
-                f"The coordinator asks for a second key of epoch {epoch}; this silo knows one.",
-                "None was made. Ask the coordinator's operator for its newest state.",
-            )
         self._membership.refresh()  # it is for the members of now
         me = self._custodian()
         key = make_key(self._session_id, epoch, me.members, self._entropy)
@@ -347,11 +348,12 @@ class Keys:
             log.info("the key that this silo made is not used: %s", refusal)
             time.sleep(_PAUSE_SECONDS)
             return
+        self.shared.clear()
         self._take((key,), me.name)
         log.info("made the session's key of epoch %d", epoch)
 
     def _take(self, keys: tuple[HeldKey, ...], sender: SiloId) -> None:
-        ring = self._ring.add(keys, sender)
+        ring = self._ring.add(keys, sender, self._wanted)
         newest = ring.keys[-1].name
         if newest != self._ledger.newest_key(self._session_id):
             self._ledger.record(Keyed(self._session_id, newest.epoch, newest.key_id))
@@ -428,6 +430,12 @@ class Keeper:
         self._thread.join(_LONGEST_PAUSE_SECONDS)
 
     def _run(self) -> None:
+        try:
+            self._keep()
+        finally:
+            self._keys.kept = False
+
+    def _keep(self) -> None:
         pause = _PAUSE_SECONDS
         while not self._over.is_set():
             began = time.monotonic()

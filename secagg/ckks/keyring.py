@@ -181,12 +181,15 @@ def _bad_format() -> MalformedMessage:
     return MalformedMessage("key-format", "What should be keys of a session has another shape.")
 
 
-def _merged(held: Sequence[HeldKey], more: Sequence[HeldKey]) -> tuple[HeldKey, ...]:
+def _merged(
+    held: Sequence[HeldKey], more: Sequence[HeldKey], wanted: KeyName | None
+) -> tuple[HeldKey, ...]:
     """Return all of them in order; those that are held stay, a few of an epoch."""
     known = {key.name: key for key in held}
     of_epoch = Counter(name.epoch for name in known)
     for key in more:
-        if key.name not in known and of_epoch[key.epoch] < _AN_EPOCH:
+        room = of_epoch[key.epoch] < _AN_EPOCH or key.name == wanted
+        if key.name not in known and room:
             known[key.name] = key
             of_epoch[key.epoch] += 1
     return tuple(known[name] for name in sorted(known)[-MAX_KEYS:])
@@ -233,7 +236,9 @@ class Keyring:
         """Return the key of this name, of any epoch: for opening a past sum."""
         return next((k for k in self.keys if k.epoch == name.epoch and k.name == name), None)
 
-    def add(self, keys: Sequence[HeldKey], sender: SiloId) -> Keyring:
+    def add(
+        self, keys: Sequence[HeldKey], sender: SiloId, wanted: KeyName | None = None
+    ) -> Keyring:
         """Return this ring with more keys, of which the newest is of the current epoch or later.
 
         Keys of past epochs are kept beside others of the same epoch: which is the right one shows
@@ -242,6 +247,7 @@ class Keyring:
         Args:
             keys: from ``custody.unwrap``, or the one that this silo made.
             sender: whose they are.
+            wanted: which past key a sum is to be opened with: kept however many there are.
 
         Raises:
             FaultyClientOrServer: ``key-replaced``, the current epoch would get another key (the
@@ -265,7 +271,8 @@ class Keyring:
                 "It was not taken. Start a new epoch, made by one silo.",
             )
         passed = self.floor is not None and self.floor.epoch < newest.epoch
-        return replace(self, floor=None if passed else self.floor, keys=_merged(self.keys, keys))
+        merged = _merged(self.keys, keys, wanted)
+        return replace(self, floor=None if passed else self.floor, keys=merged)
 
     def check(self, name: KeyName | None, members: Mapping[SiloId, bytes], opened: int) -> HeldKey:
         """Return the key if a round may use it.

@@ -78,6 +78,7 @@ class KeyDesk:
     _anyone: bool = False
     _ahead: dict[SiloId, int] = field(default_factory=dict)
     _failed: set[SiloId] = field(default_factory=set)
+    _pull_next: float = -math.inf
     _news: bool = False
 
     # What silos say.
@@ -216,7 +217,10 @@ class KeyDesk:
         if key != self.key or round_number not in results:
             return False
         self._failed.add(silo)
-        return len(self._failed) >= VOICES
+        if len(self._failed) < VOICES:
+            return False
+        self._pass_over()
+        return True
 
     def check(self, key: KeyName | None) -> None:
         """Return if this is the current key.
@@ -238,7 +242,7 @@ class KeyDesk:
         """
         if self._maker is not None and (now >= self._maker_due or self._maker not in present):
             self._late.add(self._maker)  # another one's turn
-            self._maker, self._maker_due = None, math.inf
+            self._maker, self._maker_due, self._anyone = None, math.inf, False
             self._news = True
         if self._late and self._late >= set(present):
             self._late.clear()
@@ -246,7 +250,9 @@ class KeyDesk:
             self._news = True
         if now >= self._idle_since + self.patience:
             self._idle_since, self._anyone, self._news = math.inf, True, True
-        if self._pulled > self.epoch:
+        if self._pulled > self.epoch and now >= self._pull_next:
+            self._pull_next = now + self.patience
+            self._pass_over()
             return True
         if self.key is None:
             return False
@@ -256,14 +262,19 @@ class KeyDesk:
             return True
         self._use_spare(now)
         unanswered = now >= self._impatient()
-        if unanswered and self._made_by is not None:
-            self._mute.add(self._made_by)  # perhaps it gave its key to nobody: the others go first
+        if unanswered:
+            self._pass_over()
         return unanswered
+
+    def _pass_over(self) -> None:
+        """Have the others go first with the next key: perhaps this one was of use to nobody."""
+        if self._made_by is not None:
+            self._mute.add(self._made_by)
 
     @property
     def following(self) -> int:
         """The epoch after this one."""
-        return min(max(self.epoch + 1, self._pulled), self.epoch + _MOST_EPOCHS)
+        return min(max(self.epoch + 1, self._pulled), self.epoch + _MOST_EPOCHS, 2**32 - 1)
 
     @property
     def _pulled(self) -> int:
@@ -281,7 +292,8 @@ class KeyDesk:
 
     def due(self) -> float:
         """When ``worn`` has something to say at the latest."""
-        return min(self._maker_due, self._impatient(), self._idle_since + self.patience)
+        pull = self._pull_next if self._pulled > self.epoch else math.inf
+        return min(self._maker_due, self._impatient(), self._idle_since + self.patience, pull)
 
     def _impatient(self) -> float:
         return min((wish.since for wish in self._wishes.values()), default=math.inf) + self.patience

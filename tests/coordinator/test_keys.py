@@ -165,10 +165,32 @@ def test_a_maker_that_gives_its_key_to_nobody_is_the_last_to_make_the_next(world
 
 def test_a_maker_whose_epoch_ended_otherwise_may_make_the_next(world: World) -> None:
     world.make_key("a")
-    world.release()
-    world.session.end_key(A, world.key, 1)
-    world.session.end_key(B, world.key, 1)
+    world.without("d")
+    world.tick()
     world.make_key("a")
+
+
+def test_a_maker_whose_key_two_silos_had_no_use_for_goes_last(world: World) -> None:
+    """It could make a key for others than the session's silos again and again."""
+    world.make_key("a")
+    for name in "bc":
+        world.ask(name, world.wish(name, 2))
+    assert world.tick()
+    assert world.ask("a") is False
+    assert world.ask("b") is True
+
+
+def test_who_was_late_twice_waits_twice(world: World) -> None:
+    """One silo that is alone for a while is not first for ever."""
+    for _ in range(2):
+        world.ask("b")
+        world.now += world.config.phase_deadline
+        world.tick()
+        assert world.ask("b") is True
+        world.now += MAKE_SECONDS
+        world.tick()
+        assert world.ask("b") is False
+    assert world.ask("a") is True
 
 
 def test_a_late_maker_may_make_the_next_epoch_s_key(world: World) -> None:
@@ -572,7 +594,7 @@ def test_sums_count_for_the_key_that_they_are_under(keyed: World) -> None:
     keyed.tick()
     keyed.session.end_key(A, keyed.key, 1)
     keyed.session.end_key(B, keyed.key, 1)
-    keyed.make_key()
+    keyed.make_key("b")
     keyed.phases(5)
     assert [result.key.epoch for result in keyed.session.results] == [1, 1]
     assert keyed.session.keys.opened == 0
@@ -594,7 +616,7 @@ def test_a_sum_that_does_not_open_ends_the_epoch_once(keyed: World) -> None:
     assert (epoch(keyed), keyed.key) == (2, None)
     for silo in (A, B, C, D):  # the others have seen it, too
         keyed.session.end_key(silo, key, 1)
-    keyed.make_key()
+    keyed.make_key("b")
     for silo in (A, B, C, D):
         keyed.session.end_key(silo, key, 1)
         keyed.session.end_key(silo, keyed.key, 1)  # that sum is not under this key

@@ -398,7 +398,7 @@ def test_the_epoch_survives_on_a_disk(tmp_path: Path) -> None:
         world.tick()
         for silo in (A, B):
             world.session.end_key(silo, first, 1)
-        second = world.make_key()
+        second = world.make_key("b")
         world.phases(2)
         before = view(world)
         restarted(world)
@@ -522,7 +522,7 @@ def test_records_that_are_left_out_are_missed(world: World) -> None:
     world.release()
     for silo in (A, B):
         world.session.end_key(silo, world.key, 1)
-    world.make_key()
+    world.make_key("b")
     world.ready()
     world.tick()
     world.phases(2)
