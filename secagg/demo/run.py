@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from secagg.config import SessionConfig
+from secagg.config import Protection, SessionConfig
 from secagg.demo.data import load
 from secagg.demo.play import Play
 from secagg.demo.report import report, show
@@ -20,6 +20,8 @@ shared, so its pair masks must be undone."""
 BEFORE_KEYS: Final = (5, "share_keys")
 """Session round (training round 4) and step at which the second victim is killed: its keys were
 advertised and never shared."""
+UNMASKED: Final = "seal_input"
+"""Where both are killed if nothing is masked: there are no keys to share."""
 MID_ROUND: Final = (4, "check_survivors")
 """Session round (training round 3) and step of the last silo at which the coordinator is killed:
 all vectors are on its disk, nothing is summed up yet."""
@@ -53,6 +55,8 @@ def run(
     dataset = load(data, seed=seed, data_dir=data_dir)
     tapped, first, second = dataset.names[0], dataset.names[1], dataset.names[2]
     holds = {first: AFTER_KEYS, second: BEFORE_KEYS}
+    if not Protection(protection).masks:
+        holds = {silo: (number, UNMASKED) for silo, (number, _) in holds.items()}
     if kill_coordinator:
         holds[dataset.names[3]] = MID_ROUND
     enrol(root, dataset.names, protection)
