@@ -99,8 +99,7 @@ class Keys:
         if self._ring.keys:
             self.shared.set()
         self.kept = False
-        self._sealers: dict[KeyName, Sealer] = {}
-        self._wanted: KeyName | None = None
+        self._sealer: tuple[KeyName, Sealer] | None = None
         self._asking = threading.RLock()  # one thread asks; the other then finds what it got
 
     @property
@@ -111,9 +110,9 @@ class Keys:
 
     def close(self) -> None:
         """Stop what seals and opens."""
-        for sealer in self._sealers.values():
-            sealer.close()
-        self._sealers.clear()
+        if self._sealer is not None:
+            self._sealer[1].close()
+        self._sealer = None
 
     def outdated(self, name: KeyName) -> None:
         """Note that the session has, or has to have, a newer key than this one."""
@@ -135,7 +134,7 @@ class Keys:
         with self._asking:
             key = self.held
             if key is None or not self._fit(key, opened):
-                key = self._obtain(self._ring.epoch + (self._ring.newest is not None))
+                key = self._obtain_newer()
                 self._check(key, opened)
             return key
 
@@ -147,7 +146,7 @@ class Keys:
         """
         with self._asking:
             if self._ring.keys and self.held is None:
-                self._obtain(self._ring.epoch + (self._ring.newest is not None))
+                self._obtain_newer()
 
     def find(self, name: KeyName) -> HeldKey:
         """Return the key of a past sum; ask the session's silos if this one has not got it.
@@ -166,9 +165,7 @@ class Keys:
         yield
         for _ in range(max(BOXES, self._membership.member.session.colluders + 1)):
             with self._asking:
-                self._wanted = wanted
-                self._obtain(0)
-                self._wanted = None
+                self._obtain(0, wanted)
             yield
             if not self.shared.is_set():
                 return  # nobody answered: this silo made a key for itself
@@ -176,10 +173,10 @@ class Keys:
     def sealer(self, key: HeldKey) -> Sealer:
         """What seals and opens under a key; the one for another key is closed."""
         name = key.name
-        if name not in self._sealers:
+        if self._sealer is None or self._sealer[0] != name:
             self.close()
-            self._sealers[name] = Sealer(self._suite, key.material)
-        return self._sealers[name]
+            self._sealer = name, Sealer(self._suite, key.material)
+        return self._sealer[1]
 
     def await_company(self) -> None:
         """Wait until another silo has the key, too: what is sealed is not lost with this one."""
@@ -272,14 +269,23 @@ class Keys:
 
     # How a key comes here.
 
-    def _obtain(self, epoch: int) -> HeldKey:
-        """Ask until there is a key of the session's current epoch, which is at least this one."""
+    def _obtain_newer(self) -> HeldKey:
+        """Get a key of a later epoch than this silo's newest; of any, if it lacks that one."""
+        return self._obtain(self._ring.epoch + (self._ring.newest is not None))
+
+    def _obtain(self, epoch: int, wanted: KeyName | None = None) -> HeldKey:
+        """Ask until there is a key of the session's current epoch, which is at least this one.
+
+        Args:
+            epoch: the least that will do.
+            wanted: which past key a sum is to be opened with, if any.
+        """
         epoch = max(epoch, self._ring.epoch, 1)
         left = BOXES
         refused: SecaggError | None = None
         for _ in range(WAITS):
             pending, reply = self._ask(epoch)
-            self._membership.refresh()  # whoever made or boxed it may know a newer manifest
+            self._membership.refresh()  # a key that comes, or is made, is for the members of now
             match reply.WhichOneof("answer"):
                 case "epoch" if reply.epoch > epoch:
                     epoch = reply.epoch
@@ -294,7 +300,8 @@ class Keys:
                 case _:
                     box = parsed(lambda: wire.box_from_wire(reply.box))  # noqa: B023
                     try:
-                        self._take(unwrap(pending, box, self._custodian()), box.sender)
+                        keys = unwrap(pending, box, self._custodian())
+                        self._take(keys, box.sender, wanted)
                         self.shared.set()
                     except (FaultyClient, FaultyClientOrServer) as refusal:
                         left, refused = left - 1, refusal
@@ -336,7 +343,6 @@ class Keys:
 
     def _make(self, epoch: int) -> None:
         """Make an epoch's key; it counts once the coordinator has taken down its name."""
-        self._membership.refresh()  # it is for the members of now
         me = self._custodian()
         key = make_key(self._session_id, epoch, me.members, self._entropy)
         announcement = api.AnnounceKeyRequest(
@@ -352,8 +358,10 @@ class Keys:
         self._take((key,), me.name)
         log.info("made the session's key of epoch %d", epoch)
 
-    def _take(self, keys: tuple[HeldKey, ...], sender: SiloId) -> None:
-        ring = self._ring.add(keys, sender, self._wanted)
+    def _take(
+        self, keys: tuple[HeldKey, ...], sender: SiloId, wanted: KeyName | None = None
+    ) -> None:
+        ring = self._ring.add(keys, sender, wanted)
         newest = ring.keys[-1].name
         if newest != self._ledger.newest_key(self._session_id):
             self._ledger.record(Keyed(self._session_id, newest.epoch, newest.key_id))

@@ -407,10 +407,10 @@ class Session:
     ) -> tuple[Vector, bytes]:
         """Encode an update afresh; sealed, with the seed of its c1, where the session seals."""
         tensors, weight, metrics = update.tensors, update.weight, update.metrics
-        if isinstance(codec, Codec) or self._keys is None or key is None:
-            assert isinstance(codec, Codec)
+        if isinstance(codec, Codec):
             vector = codec.encode(tensors, weight=weight, metrics=metrics, entropy=self._entropy)
             return vector, b""
+        assert self._keys is not None and key is not None  # noqa: PT018 - for the types: it seals
         seed, sealer = self._entropy(SEED_BYTES), self._keys.sealer(key)
         sealed = codec.encode(tensors, weight=weight, metrics=metrics, sealer=sealer, seed=seed)
         return sealed, seed
@@ -539,9 +539,9 @@ class Session:
 
     def _opened(self, codec: Codec | SealedCodec, result: Result, total: Vector) -> Aggregate:
         """Decode a sum; open it first, where the session seals."""
-        if isinstance(codec, Codec) or self._keys is None or result.key is None:
-            assert isinstance(codec, Codec)
+        if isinstance(codec, Codec):
             return codec.decode(total)
+        assert self._keys is not None and result.key is not None  # noqa: PT018 - check_result has seen to it
         sealer = self._keys.sealer(self._keys.find(result.key))
         try:
             return codec.decode(total, sealer, result.seeds)

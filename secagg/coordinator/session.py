@@ -86,6 +86,15 @@ def _border() -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _signed_by(silo: SiloId) -> Iterator[None]:
+    """Where a silo's signature is verified: if it does not hold, the silo is blamed."""
+    try:
+        yield
+    except MalformedMessage as error:
+        raise FaultyClient(silo, "message-signature", error.observed) from None
+
+
 class Session(Standing):
     """One session; made by ``create``, or by ``retrace.restore``."""
 
@@ -159,10 +168,8 @@ class Session(Standing):
         proposal = self._proposals.get(name)
         if proposal is None or proposal.proposer != silo or signed.proposer != silo:
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
-        try:
+        with _signed_by(silo):
             signed.verify(self._key_of(silo), self._opening_transcript)
-        except MalformedMessage as error:
-            raise FaultyClient(silo, "message-signature", error.observed) from None
         if bool(signed.sealed_digest) != self._weights_are_sealed(signed):
             raise FaultyClient(
                 silo, "weights-sealed", "Initial weights are sealed where the session seals."
@@ -233,11 +240,9 @@ class Session(Standing):
         """
         desk, tau = self._desk(silo), self._opening_transcript
         if not desk.knows(request):
-            try:
+            with _signed_by(silo):
                 key = self._key_of(silo)
                 verify(key, SIGN_KEY_REQUEST, tau, request.body(), request.signature)
-            except MalformedMessage as error:
-                raise FaultyClient(silo, "message-signature", error.observed) from None
         return desk.ask(request, now)
 
     def announce_key(self, silo: SiloId, key: KeyName, members: tuple[SiloId, ...]) -> None:
@@ -327,10 +332,8 @@ class Session(Standing):
         """
         self._desk(silo)
         self._check_task(checkpoint.task)
-        try:
+        with _signed_by(silo):
             checkpoint.verify(self._key_of(silo), self._opening_transcript)
-        except MalformedMessage as error:
-            raise FaultyClient(silo, "message-signature", error.observed) from None
         if checkpoint.results > self.released(checkpoint.task):
             raise FaultyClient(silo, "checkpoint-results", "There are not so many results.")
         self._bridges.put(silo, checkpoint)
