@@ -5,7 +5,7 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test check bench simulate crash proto clean
+.PHONY: demo test test-gpu check bench bench-peers simulate crash fuzz-native proto clean
 
 # torch first and pinned: indexes that offer a CPU build then do not pull CUDA.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -24,6 +24,11 @@ demo: $(VENV)/.runtime
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests -n 2 --dist worksteal --cov --cov-report=term --cov-fail-under=100
 
+# The GPU's kernel without a GPU, in Triton's interpreter; Triton is large, so `make test` goes without.
+test-gpu: $(VENV)/.dev
+	$(PIP) -c constraints.txt -e '.[gpu-dev]'
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/ring/test_gpu*.py -n 2 --dist worksteal
+
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -31,11 +36,35 @@ check: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
-	$(BIN)/python -m pytest benchmarks --benchmark-only -p no:cacheprovider -W default
+	mkdir -p build
+	$(BIN)/secagg bench --output build/bench.json --plot build/rounds.svg
+
+# Peers have an environment of their own: Flower pins packages below ours, and FedML wants NumPy 1 and
+# protobuf 3. The one module of FedML that is measured needs NumPy and torch alone.
+.venv-peers/.ready: pyproject.toml
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	echo '*' > .venv-peers/.gitignore
+	.venv-peers/bin/python -m pip --disable-pip-version-check install -q $(TORCH)
+	.venv-peers/bin/python -m pip --disable-pip-version-check install -q flwr==1.41.0 -e '.[peers]'
+	.venv-peers/bin/python -m pip --disable-pip-version-check install -q --no-deps fedml==0.9.6
+	touch $@
+
+bench-peers: .venv-peers/.ready
+	.venv-peers/bin/python -m pytest benchmarks/test_peers.py --benchmark-only -W default -s
 
 # Long runs; `make test` has a short profile of each.
 simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --seeds 20000 --replay
+
+# The kernel under AddressSanitizer and UndefinedBehaviorSanitizer; FUZZ=--large takes 9 GB.
+SECONDS   ?= 60
+SANITISED := build/sanitised
+fuzz-native: $(VENV)/.dev
+	SECAGG_CFLAGS="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover -g -O1" \
+	  $(BIN)/python setup.py -q build_ext --force --build-lib $(SANITISED) --build-temp $(SANITISED)
+	LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc \
+	  $(BIN)/python -m tests.fuzz.native --seconds $(SECONDS) $(FUZZ) \
+	  --kernel $(SANITISED)/secagg/ring/_native/kernel.abi3.so
 
 crash: $(VENV)/.dev
 	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --recovery 30 --random 200

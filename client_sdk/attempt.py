@@ -40,6 +40,7 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.server import ClientMessage
+from secagg.ring.expand import Encoded
 from secagg.ring.vectors import Vector, ring_of
 from secagg.wire import attempt as wire
 from secagg.wire import session as wire_session
@@ -88,7 +89,7 @@ class Submission:
     expected: client.Expected
     ledger: Ledger
     key: Callable[[], HeldKey | None]
-    encode: Callable[[HeldKey | None], tuple[Vector, bytes]]
+    encode: Callable[[HeldKey | None], tuple[Encoded, bytes]]
     entropy: Entropy
     progress: Progress
     refusal: SecaggError | None = field(default=None, init=False)
@@ -225,13 +226,14 @@ class _Attempt:
                 phase = Phase.SHARE_KEYS
             case Roster():
                 state = self._in(client.KeysAdvertised)
-                vector, seed = submission.encode(self._key)
+                encoded, seed = submission.encode(self._key)
+                vector = encoded((), self._member.session.mask_prg)
                 self._state, message = client.seal_input(state, event, vector, seed)
                 phase = Phase.MASKED_INPUT
             case Dealt():
                 state1 = self._in(client.KeysShared)
-                vector, seed = submission.encode(self._key)
-                self._state, message = client.mask_input(state1, event, vector, seed)
+                encoded, seed = submission.encode(self._key)
+                self._state, message, vector = client.mask_input(state1, event, encoded, seed)
                 phase = Phase.MASKED_INPUT
             case Survivors():
                 state2 = self._in(client.InputMasked)

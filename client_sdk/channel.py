@@ -15,11 +15,12 @@ nothing.
 
 from __future__ import annotations
 
+import operator
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import grpc
 import tenacity
@@ -41,13 +42,15 @@ from secagg.pki.credentials import Credentials
 from secagg.pki.names import server_dns_name
 from secagg.pki.renewal import Reminder, RenewalWatch, utc_now
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.chunks import PutChunkRequest
 
 R = TypeVar("R", bound=Message)
+Request: TypeAlias = Message | PutChunkRequest
 CALL_SECONDS: Final = 60.0
 POLL_SECONDS: Final = 40.0
 CONNECT_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 300.0
-UPLOADS_IN_FLIGHT: Final = 2
+CALLS_IN_FLIGHT: Final = 4
 _MAX_REPLY_BYTES: Final = 64 * 2**20
 _CODE_KEY: Final = "secagg-code"
 _TRANSIENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
@@ -135,7 +138,7 @@ class Channel:
             line.channel.close()
 
     def call(
-        self, method: str, request: Message, kind: type[R], *, seconds: float = CALL_SECONDS
+        self, method: str, request: Request, kind: type[R], *, seconds: float = CALL_SECONDS
     ) -> R:
         """Call a method, retrying transient faults with exponential backoff.
 
@@ -158,36 +161,49 @@ class Channel:
         finally:
             self._put_down(line)
 
-    def call_many(self, method: str, requests: Iterable[Message], kind: type[R]) -> None:
-        """Call an idempotent method for each request, two in flight.
+    def call_many(self, method: str, requests: Iterable[Request], kind: type[R]) -> None:
+        """Call an idempotent method for each request, a few in flight.
 
         Raises:
             As ``call``.
         """
-        flying: list[tuple[Message, Any, _Line]] = []
+        for _ in self.each(method, requests, kind):
+            pass
+
+    def each(
+        self, method: str, requests: Iterable[Request], kind: type[R]
+    ) -> Generator[R, None, None]:
+        """Call an idempotent method for each request, a few in flight; give the replies in order.
+
+        Whoever stops before the end closes it: then the calls in flight are cancelled.
+
+        Raises:
+            As ``call``.
+        """
+        flying: list[tuple[Request, Any, _Line]] = []
         try:
             for request in requests:
                 self._check_certificate()
                 line, stub = self._pick_up(method)
                 flying.append((request, stub.future(request, timeout=CALL_SECONDS), line))
-                if len(flying) >= UPLOADS_IN_FLIGHT:
-                    self._land(method, *flying.pop(0), kind)
+                if len(flying) >= CALLS_IN_FLIGHT:
+                    yield self._land(method, *flying.pop(0), kind)
             while flying:
-                self._land(method, *flying.pop(0), kind)
+                yield self._land(method, *flying.pop(0), kind)
         finally:
             for _, future, line in flying:
                 future.cancel()
                 self._put_down(line)
 
-    def _land(self, method: str, request: Message, future: Any, line: _Line, kind: type[R]) -> None:
+    def _land(self, method: str, request: Request, future: Any, line: _Line, kind: type[R]) -> R:
         try:
-            future.result()
+            return self._checked(future.result(), kind)
         except grpc.RpcError:
-            self.call(method, request, kind)  # the same chunk again is acknowledged again
+            return self.call(method, request, kind)  # the same again has the same reply again
         finally:
             self._put_down(line)
 
-    def _attempt(self, method: str, request: Message, seconds: float) -> Any:
+    def _attempt(self, method: str, request: Request, seconds: float) -> Any:
         self._check_certificate()
         line, stub = self._pick_up(method)
         try:
@@ -261,7 +277,7 @@ class Channel:
         descriptor = self._service.methods_by_name[method]
         return self._line.channel.unary_unary(
             f"/{self._service.full_name}/{method}",
-            request_serializer=getattr(api, descriptor.input_type.name).SerializeToString,
+            request_serializer=operator.methodcaller("SerializeToString"),
             response_deserializer=getattr(api, descriptor.output_type.name).FromString,
         )
 
@@ -278,6 +294,9 @@ class Channel:
         except grpc.RpcError as error:
             raise self._translate(error, limit) from None
         self._reached = True
+        return self._checked(reply, kind)
+
+    def _checked(self, reply: Any, kind: type[R]) -> R:
         if not isinstance(reply, kind):
             raise FaultyServer("reply-type", "The coordinator answered with another message.")
         return reply

@@ -20,21 +20,25 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from blake3 import blake3
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from client_sdk.progress import log
 from secagg.crypto.secret import Secret
 from secagg.disk import Disk
 from secagg.encoding.layout import Tensors
 from secagg.errors import StorageBusy, StorageFailed
+
+if TYPE_CHECKING:
+    import torch
 
 _FORMAT: Final = 1
 _KEY: Final = "secagg"
@@ -44,6 +48,8 @@ _LENGTH_BYTES: Final = 8
 
 Save: TypeAlias = Callable[[dict[str, str]], bytes]
 """Makes a safetensors file with the given metadata."""
+_SaveParts: TypeAlias = Callable[[dict[str, str]], Sequence[bytes | memoryview]]
+"""The same in parts; the first one holds the header."""
 
 
 class Kind(StrEnum):
@@ -75,11 +81,13 @@ class Update:
         tensors: float arrays by name.
         weight: its weight.
         metrics: its metrics.
+        on_gpu: the same tensors where they lie, if some lie on a GPU. They are not kept.
     """
 
     tensors: Tensors
     weight: float
     metrics: Mapping[str, float]
+    on_gpu: Mapping[str, torch.Tensor] | None = None
 
 
 class Checkpoints:
@@ -99,7 +107,7 @@ class Checkpoints:
     def keep_global(self, task: str, about: Mapping[str, Any], make: Save) -> None:
         """Keep the agreed weights; a disk that refuses costs a later restart time, and no more."""
         with _optional("kept"):
-            self._write(self._name(task, Kind.GLOBAL), about, make)
+            self._write(self._name(task, Kind.GLOBAL), about, lambda metadata: [make(metadata)])
 
     def find_global(self, task: str) -> Found | None:
         """Return the newest agreed weights."""
@@ -111,7 +119,8 @@ class Checkpoints:
         Raises:
             StorageFailed: the disk refuses.
         """
-        self._write(self._name(task, Kind.LOCAL, position), about, make)
+        name = self._name(task, Kind.LOCAL, position)
+        self._write(name, about, lambda metadata: [make(metadata)])
 
     def find_local(self, task: str, position: bytes) -> Found | None:
         """Return the model in training at a position."""
@@ -130,11 +139,11 @@ class Checkpoints:
             "metrics": {name: float(value).hex() for name, value in update.metrics.items()},
         }
         plain = {
-            f"update/{name}": np.array(array, array.dtype.newbyteorder("<"), order="C")
+            f"update/{name}": np.asarray(array, array.dtype.newbyteorder("<"), order="C")
             for name, array in arrays.items()
         }
         name = self._name(task, Kind.UPDATE, position)
-        self._write(name, about, lambda metadata: save(plain, metadata))
+        self._write(name, about, lambda metadata: _safetensors(plain, metadata))
 
     def find_update(self, task: str, position: bytes) -> Update | None:
         """Return the update that was kept for a position.
@@ -172,12 +181,12 @@ class Checkpoints:
         of = "" if position is None else f"-{position.hex()}"
         return f"{self._root}/{task}/{kind}{of}.safetensors"
 
-    def _write(self, name: str, about: Mapping[str, Any], make: Save) -> None:
+    def _write(self, name: str, about: Mapping[str, Any], make: _SaveParts) -> None:
         note = json.dumps({**about, "format": _FORMAT, "name": name}, sort_keys=True)
-        data = bytearray(make({_KEY: _BLANK + note}))
-        at = _digest_place(data)
-        data[at : at + len(_BLANK)] = self._digest(data, at).encode()
-        self._disk.replace(name, memoryview(data))
+        head, *rest = [memoryview(part) for part in make({_KEY: _BLANK + note})]
+        at = _digest_place(head)
+        before, after = head[:at], [head[at + len(_BLANK) :], *rest]
+        self._disk.replace(name, before, self._digest(before, *after).encode(), *after)
 
     def _read(self, name: str) -> Found | None:
         data = None
@@ -195,8 +204,9 @@ class Checkpoints:
             return None
 
     def _checked(self, name: str, data: bytes) -> Found:
-        at = _digest_place(data)
-        digest = self._digest(data, at).encode()
+        view = memoryview(data)
+        at = _digest_place(view)
+        digest = self._digest(view[:at], view[at + len(_BLANK) :]).encode()
         if not hmac.compare_digest(data[at : at + len(_BLANK)], digest):
             raise ValueError("it is damaged, or another silo's")
         header = json.loads(data[_LENGTH_BYTES : _header_end(data)])
@@ -205,27 +215,50 @@ class Checkpoints:
             raise ValueError("it is of another place or version")
         return Found(about, data)
 
-    def _digest(self, data: bytes | bytearray, at: int) -> str:
-        """Digest of a file whose own digest is left blank."""
-        view = memoryview(data)
+    def _digest(self, *around: memoryview) -> str:
+        """Digest of a file from what stands around its own, which is left blank."""
         hasher = blake3(key=self._key.reveal())
-        for part in (view[:at], _BLANK.encode(), view[at + len(_BLANK) :]):
+        before, *after = around
+        for part in (before, memoryview(_BLANK.encode()), *after):
             hasher.update(part)
         return hasher.hexdigest()
 
 
-def _header_end(data: bytes | bytearray) -> int:
+def _safetensors(
+    arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> list[bytes | memoryview]:
+    """A safetensors file in parts: what ``save`` gives, without its copies of every array.
+
+    Source: https://github.com/huggingface/safetensors, section "Format".
+    """
+    entries: dict[str, Any] = {"__metadata__": metadata}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        entries[name] = {
+            "dtype": f"F{8 * array.itemsize}",
+            "shape": list(array.shape),
+            "data_offsets": [begin, end],
+        }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _LENGTH_BYTES)
+    length = len(header).to_bytes(_LENGTH_BYTES, "little")
+    flat = (array.reshape(-1) for array in arrays.values() if array.size)
+    return [length + header, *(array.view(np.uint8).data for array in flat)]
+
+
+def _header_end(data: bytes | memoryview) -> int:
     """Where a safetensors file's header ends: after a length of 8 bytes and as many of JSON."""
     return _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
 
 
-def _digest_place(data: bytes | bytearray) -> int:
+def _digest_place(data: memoryview) -> int:
     """Where in a file its digest stands: first in our metadata, which tensors' names cannot fake.
 
     Raises:
         ValueError: nowhere.
     """
-    at = data.find(_MARK, _LENGTH_BYTES, _header_end(data))
+    at = bytes(data[: _header_end(data)]).find(_MARK, _LENGTH_BYTES)
     if at < 0:
         raise ValueError("it has no digest")
     return at + len(_MARK)

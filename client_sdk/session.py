@@ -59,6 +59,7 @@ from secagg.errors import (
 from secagg.masking import client
 from secagg.masking.ledger import check_update
 from secagg.masking.messages import SEED_BYTES, Result
+from secagg.ring.expand import Encoded, masked
 from secagg.ring.vectors import Vector
 from secagg.wire._pb import service_pb2 as api
 
@@ -236,7 +237,8 @@ class Session:
         """Return the mean by weight over the silos, this one's value in it unread by anybody.
 
         Args:
-            tensors: float arrays by name; names and shapes alike at all silos.
+            tensors: float arrays by name; names and shapes alike at all silos. They are read until
+                this returns: nobody may change them meanwhile.
             weight: 0 < weight ≤ the task's cap.
             metrics: the task's metrics.
             task: which task; needed where the session has several for means.
@@ -263,7 +265,7 @@ class Session:
         """Return the sum over the silos.
 
         Args:
-            tensors: float arrays by name; names and shapes alike at all silos.
+            tensors: as for ``mean``.
             task: which task; needed where the session has several for sums.
 
         Raises:
@@ -350,15 +352,28 @@ class Session:
     # The secure all-reduce.
 
     def aggregate(
-        self, task: str, tensors: Tensors, *, weight: float, metrics: Mapping[str, float]
+        self,
+        task: str,
+        tensors: Tensors,
+        *,
+        weight: float,
+        metrics: Mapping[str, float],
+        on_gpu: Mapping[str, torch.Tensor] | None = None,
     ) -> Outcome:
         """Take part in the task's next round, or return the result that it has already.
+
+        Args:
+            task: which.
+            tensors: float arrays by name.
+            weight: 0 < weight ≤ the task's cap.
+            metrics: the task's metrics.
+            on_gpu: the same tensors where they lie, if some lie on a GPU: they are masked there.
 
         Raises:
             As ``mean``.
         """
         state = self.open_task(task, _schema_of(tensors))
-        own = Update(tensors, weight, metrics)
+        own = Update(_storable(tensors), weight, metrics, on_gpu)
         state.codec.check(tensors, weight=weight, metrics=metrics)
         missed = self.replay(task)
         if missed is not None:
@@ -404,16 +419,20 @@ class Session:
 
     def _encode(
         self, codec: Codec | SealedCodec, update: Update, key: HeldKey | None
-    ) -> tuple[Vector, bytes]:
+    ) -> tuple[Encoded, bytes]:
         """Encode an update afresh; sealed, with the seed of its c1, where the session seals."""
         tensors, weight, metrics = update.tensors, update.weight, update.metrics
+        if isinstance(codec, Codec) and update.on_gpu is not None:
+            from client_sdk import device  # torch is there, as the tensors are
+
+            return device.encoded(codec, update, update.on_gpu, self._entropy), b""
         if isinstance(codec, Codec):
-            vector = codec.encode(tensors, weight=weight, metrics=metrics, entropy=self._entropy)
-            return vector, b""
+            encoded = codec.encoded(tensors, weight=weight, metrics=metrics, entropy=self._entropy)
+            return encoded, b""
         assert self._keys is not None and key is not None  # noqa: PT018 - for the types: it seals
         seed, sealer = self._entropy(SEED_BYTES), self._keys.sealer(key)
         sealed = codec.encode(tensors, weight=weight, metrics=metrics, sealer=sealer, seed=seed)
-        return sealed, seed
+        return masked(codec.ring, sealed), seed
 
     def _derive(self, label: str) -> Secret:
         """A key of this silo's own, for one purpose."""
@@ -652,6 +671,14 @@ def _own_disk(state: Path, held: ExitStack) -> LocalDisk:
             "Run one trainer a silo; stop the other one first.",
         ) from None
     return disk
+
+
+def _storable(tensors: Tensors) -> Tensors:
+    """The same numbers in formats that files and digests can tell; NumPy has no bfloat16."""
+    return {
+        name: array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+        for name, array in tensors.items()
+    }
 
 
 def _schema_of(tensors: Tensors) -> Schema:

@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from client_sdk.progress import log
 from secagg.errors import ConfigError, InputError
 
 try:
@@ -342,18 +343,28 @@ class GlobalWeights:
             tensors[name].copy_(parameter)
 
     @torch.no_grad()
-    def delta(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, npt.NDArray[Any]]:
-        """Local minus global, by name.
+    def delta(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Local minus global, by name, on the GPU where the local ones lie there.
 
         Raises:
             InputError: other tensors are shared than at the start.
         """
         self._check(tensors)
-        wide = {
-            name: tensors[name].to("cpu", parameter.dtype) - parameter
-            for name, parameter in self._parameters.items()
-        }
-        return to_arrays(wide)
+        try:
+            return self._delta(tensors, on_gpu=True)
+        except torch.cuda.OutOfMemoryError:
+            log.warning("the GPU has no memory left: this update is made on the host")
+            return self._delta(tensors, on_gpu=False)
+
+    def _delta(
+        self, tensors: Mapping[str, torch.Tensor], *, on_gpu: bool
+    ) -> dict[str, torch.Tensor]:
+        delta = {}
+        for name, parameter in self._parameters.items():
+            tensor = tensors[name].detach()
+            device = tensor.device if on_gpu and tensor.is_cuda else torch.device("cpu")
+            delta[name] = tensor.to(device, parameter.dtype) - parameter.to(device)
+        return delta
 
     def _check(self, tensors: Mapping[str, torch.Tensor]) -> None:
         ours = {(name, tuple(p.shape)) for name, p in self._parameters.items()}

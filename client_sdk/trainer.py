@@ -75,12 +75,19 @@ class Round:
                 round.
             RoundAborted: the session's attempts failed; submit again to go on.
         """
+        from client_sdk import tensors
+
         self._check_open()
         training = self._training
         delta = training.agreed.delta(training.chosen(model))
+        on_gpu = delta if any(tensor.is_cuda for tensor in delta.values()) else None
         try:
             outcome = training.session.aggregate(
-                training.task, delta, weight=weight, metrics=metrics or {}
+                training.task,
+                tensors.to_arrays(delta),
+                weight=weight,
+                metrics=metrics or {},
+                on_gpu=on_gpu,
             )
         except PoisonedResult:
             self.poisoned = True

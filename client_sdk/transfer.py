@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import TypeVar
 
 from client_sdk.channel import Channel
-from secagg.crypto.digest import vector_digest
+from secagg.crypto.digest import chunk_digest, root_digest
 from secagg.errors import FaultyServer, MalformedMessage
 from secagg.masking.client import Member
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.chunks import PutChunkRequest
 
 P = TypeVar("P")
 
@@ -20,18 +22,15 @@ def upload(channel: Channel, member: Member, blob: api.Blob, data: memoryview) -
     Raises:
         As ``Channel.call``.
     """
-    size = member.session.chunk_bytes
-    requests = (
-        api.PutChunkRequest(
-            session_id=member.session_id,
-            blob=blob,
-            offset=offset,
-            total=len(data),
-            data=bytes(data[offset : offset + size]),
+    size, total = member.session.chunk_bytes, len(data)
+
+    def request(offset: int) -> PutChunkRequest:
+        head = api.PutChunkRequest(
+            session_id=member.session_id, blob=blob, offset=offset, total=total
         )
-        for offset in range(0, len(data), size)
-    )
-    channel.call_many("PutChunk", requests, api.Ack)
+        return PutChunkRequest(head, data[offset : offset + size])
+
+    channel.call_many("PutChunk", map(request, range(0, total, size)), api.Ack)
 
 
 def download(
@@ -43,14 +42,20 @@ def download(
         FaultyServer: a chunk of a wrong size, or data that are not those signed.
     """
     chunk_bytes = member.session.chunk_bytes
-    data = bytearray(size)
-    for offset in range(0, size, chunk_bytes):
-        request = api.GetChunkRequest(session_id=member.session_id, blob=blob, offset=offset)
-        chunk = channel.call("GetChunk", request, api.GetChunkReply).data
-        if len(chunk) != min(chunk_bytes, size - offset):
-            raise FaultyServer("chunk-length", "The coordinator sent a chunk of a wrong size.")
-        data[offset : offset + len(chunk)] = chunk
-    if vector_digest(memoryview(data), chunk_bytes) != digest:
+    data, digests = bytearray(size), []
+    offsets = range(0, size, chunk_bytes)
+    requests = (
+        api.GetChunkRequest(session_id=member.session_id, blob=blob, offset=offset)
+        for offset in offsets
+    )
+    with closing(channel.each("GetChunk", requests, api.GetChunkReply)) as replies:
+        for offset, reply in zip(offsets, replies, strict=True):
+            chunk = reply.data
+            if len(chunk) != min(chunk_bytes, size - offset):
+                raise FaultyServer("chunk-length", "The coordinator sent a chunk of a wrong size.")
+            digests.append(chunk_digest(chunk))  # while the next ones are on their way
+            data[offset : offset + len(chunk)] = chunk
+    if root_digest(digests) != digest:
         raise FaultyServer(
             "result-digest",
             "The coordinator's data are not those that were signed.",

@@ -9,6 +9,7 @@ outlive a crash, but for the coordinator's journal, goes through here, so that o
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -24,6 +25,10 @@ from secagg.errors import StorageBusy, StorageFailed, StorageInUse
 _PRIVATE_FILE: Final = 0o600
 _PRIVATE_DIR: Final = 0o700
 _TEMPORARY: Final = ".tmp-"
+_WRITE: Final = 2
+"""``SYNC_FILE_RANGE_WRITE``: begin to write, and don't wait."""
+_WORTH_STARTING: Final = 2**18
+_sync_file_range: Final = getattr(ctypes.CDLL(None, use_errno=True), "sync_file_range", None)
 
 
 class Disk(Protocol):
@@ -38,15 +43,21 @@ class Disk(Protocol):
         """Return a whole file; None if there is none."""
         ...
 
-    def view(self, name: str) -> memoryview | None:
-        """Map a whole file read-only; None if there is none."""
+    def view(self, name: str, start: int = 0, size: int | None = None) -> memoryview | None:
+        """Map a file read-only; None if there is none.
+
+        Args:
+            name: which file.
+            start: of a range to map instead of all of it.
+            size: of that range; shorter where the file ends before.
+        """
         ...
 
     def append(self, name: str, data: bytes) -> None:
         """Add to a file's end, durably; on failure the file is as it was."""
         ...
 
-    def replace(self, name: str, data: bytes | memoryview) -> None:
+    def replace(self, name: str, *parts: bytes | memoryview) -> None:
         """Give a file this content, durably: a crash leaves the old content or the new."""
         ...
 
@@ -119,8 +130,8 @@ class LocalDisk:
             except FileNotFoundError:
                 return None
 
-    def view(self, name: str) -> memoryview | None:
-        """Map a whole file read-only; None if there is none."""
+    def view(self, name: str, start: int = 0, size: int | None = None) -> memoryview | None:
+        """Map a file read-only, or a range of it; None if there is none."""
         path = self.root / name
         with _translated(path):
             try:
@@ -128,9 +139,12 @@ class LocalDisk:
             except FileNotFoundError:
                 return None
             try:
-                if os.fstat(file).st_size == 0:
+                end = os.fstat(file).st_size
+                stop = end if size is None else min(end, start + size)
+                skip = start % mmap.ALLOCATIONGRANULARITY
+                if stop <= start:
                     return memoryview(b"")
-                return memoryview(mmap.mmap(file, 0, prot=mmap.PROT_READ))
+                return memoryview(_mapped(file, start - skip, stop))[skip:]
             finally:
                 os.close(file)
 
@@ -151,14 +165,15 @@ class LocalDisk:
                 _sync_directory(path.parent)
                 self._named.add(path)
 
-    def replace(self, name: str, data: bytes | memoryview) -> None:
+    def replace(self, name: str, *parts: bytes | memoryview) -> None:
         """Give a file this content, durably: a crash leaves the old content or the new."""
         path = self.root / name
         temporary = path.parent / f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}"
         with _translated(path):
             try:
                 with _opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
-                    _write_all(file, data)
+                    for part in parts:
+                        _write_all(file, part)
                     os.fsync(file)
                 temporary.replace(path)
             except OSError:
@@ -186,6 +201,7 @@ class LocalDisk:
             file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 _write_all(file, data, offset)
+                _start_writing(file, offset, memoryview(data).nbytes)
             finally:
                 os.close(file)
 
@@ -224,6 +240,14 @@ class LocalDisk:
                     else:
                         found.append(path.relative_to(self.root).as_posix())
         return sorted(found)
+
+
+def let_go(data: memoryview, start: int, size: int) -> None:
+    """Drop a range of a file mapped by ``view`` from memory; who reads it again gets it again."""
+    mapped = data.obj
+    if isinstance(mapped, mmap.mmap):
+        skip = start % mmap.PAGESIZE
+        mapped.madvise(mmap.MADV_DONTNEED, start - skip, size + skip)
 
 
 @contextmanager
@@ -269,6 +293,27 @@ def _write_all(file: int, data: bytes | memoryview, offset: int | None = None) -
             written = os.pwrite(file, view, offset)
             offset += written
         view = view[written:]
+
+
+def _mapped(file: int, start: int, stop: int) -> mmap.mmap:
+    try:
+        return mmap.mmap(file, stop - start, prot=mmap.PROT_READ, offset=start)
+    except ValueError:  # it has shrunk since it was looked at
+        raise OSError(errno.EIO, "the file has lost its end") from None
+
+
+def _start_writing(file: int, offset: int, size: int) -> None:
+    """Have the kernel bring a range to the disk meanwhile, so that a later sync has little to do.
+
+    It promises nothing: what makes a file durable is the ``fsync`` that follows. Only Linux has it,
+    and not for every file system; but where the disk refuses, that counts.
+    """
+    if _sync_file_range is None or size < _WORTH_STARTING:
+        return
+    if _sync_file_range(file, ctypes.c_int64(offset), ctypes.c_int64(size), _WRITE) != 0:
+        number = ctypes.get_errno()
+        if number in (errno.EIO, errno.ENOSPC, errno.EDQUOT):
+            raise OSError(number, os.strerror(number))
 
 
 def _make_directory(path: Path) -> None:

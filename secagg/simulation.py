@@ -66,6 +66,8 @@ from secagg.masking.messages import (
     Survivors,
 )
 from secagg.masking.server import ClientMessage, Opening, ServerRound, describe
+from secagg.masking.uploads import InMemory
+from secagg.ring.expand import Encoded, masked
 from secagg.ring.vectors import Vector, ring_of
 from secagg.suite import Suite
 
@@ -126,7 +128,7 @@ class Silo:
     member: client.Member
     ledger: Ledger
     state: Any = None
-    vector: Vector | None = None
+    encoded: Encoded | None = None
     seed: bytes = b""
     refusals: list[SecaggError] = field(default_factory=list)
     sent: int = 0
@@ -297,13 +299,15 @@ class Federation:
         for name, tensors in updates.items():
             silo = self._silos[silo_id(name)]
             weight, own = weights.get(name, codec.task.weight_cap), metrics.get(name, {})
+            codec.check(tensors, weight=weight, metrics=own)
             if isinstance(codec, SealedCodec):
                 silo.seed = self.entropy(SEED_BYTES)
-                silo.vector = codec.encode(
+                vector = codec.encode(
                     tensors, weight=weight, metrics=own, sealer=self.sealer, seed=silo.seed
                 )
+                silo.encoded = masked(codec.ring, vector)
             else:
-                silo.vector = codec.encode(
+                silo.encoded = codec.encoded(
                     tensors, weight=weight, metrics=own, entropy=self.entropy
                 )
 
@@ -451,19 +455,19 @@ class _Play:
         if self._script.tamper is not None:
             told = self._script.tamper(silo.name, told)
         try:
-            message = self._answer(silo, told)
+            message, vector = self._answer(silo, told)
         except (FaultyServer, PolicyRefused) as refusal:
             silo.state = None
             silo.refusals.append(refusal)
             return
-        vector = silo.vector if phase is Phase.MASKED_INPUT else None
         if (lie := self._script.lies.get((silo.name, phase))) is not None:
             message, vector = lie(message, vector)
         self._send(silo, phase, message, vector)
 
-    def _answer(self, silo: Silo, told: Message) -> ClientMessage:
+    def _answer(self, silo: Silo, told: Message) -> tuple[ClientMessage, Vector | None]:
         entropy, ledger = self._federation.entropy, silo.ledger
         reply: ClientMessage
+        vector: Vector | None = None
         match told:
             case Descriptor():
                 admitted = client.admit(told, silo.member, self._expected, ledger)
@@ -472,18 +476,21 @@ class _Play:
             case Roster() if silo.member.session.protection.masks:
                 silo.state, reply = client.share_keys(silo.state, told, entropy=entropy)
             case Roster():
-                assert silo.vector is not None
-                silo.state, reply = client.seal_input(silo.state, told, silo.vector, silo.seed)
+                assert silo.encoded is not None
+                vector = silo.encoded((), self._federation.session.mask_prg)
+                silo.state, reply = client.seal_input(silo.state, told, vector, silo.seed)
             case Dealt():
-                assert silo.vector is not None
-                silo.state, reply = client.mask_input(silo.state, told, silo.vector, silo.seed)
+                assert silo.encoded is not None
+                silo.state, reply, vector = client.mask_input(
+                    silo.state, told, silo.encoded, silo.seed
+                )
             case Survivors():
                 silo.state, reply = client.check_survivors(silo.state, told, ledger)
             case _:
                 checked = client.check_consistency(silo.state, cast(Signatures, told))
                 entry = ledger.record(checked.entry)
                 silo.state, reply = client.reveal_shares(checked, entry)
-        return reply
+        return reply, vector
 
     def _send(
         self, silo: Silo, phase: Phase, message: ClientMessage, vector: Vector | None
@@ -498,7 +505,9 @@ class _Play:
 
     def _deliver(self, silo: Silo, message: ClientMessage, vector: Vector | None) -> None:
         try:
-            self.server.accept(message, vector)
+            chunk_bytes = self._federation.session.chunk_bytes
+            uploaded = None if vector is None else InMemory(vector, chunk_bytes)
+            self.server.accept(message, uploaded)
         except SecaggError as refusal:  # told to the sender, which is scripted or late
             silo.refusals.append(refusal)
             if isinstance(refusal, TooLate):  # it leaves the attempt, and blames nobody

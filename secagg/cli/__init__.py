@@ -12,7 +12,7 @@ import sys
 import click
 
 from secagg import __version__
-from secagg.cli import demo, doctor, pki, serve, session, silo
+from secagg.cli import bench, demo, doctor, pki, serve, session, silo
 from secagg.errors import EXIT_CODES, SecaggError
 
 
@@ -23,6 +23,7 @@ def commands() -> None:
 
 
 for _command in (
+    bench.bench,
     demo.demo,
     doctor.doctor,
     pki.pki,

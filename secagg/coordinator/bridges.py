@@ -21,7 +21,6 @@ from typing import Final
 
 from secagg.config import SiloId
 from secagg.coordinator.spool import Stored, Upload
-from secagg.crypto.digest import root_digest
 from secagg.crypto.secret import Entropy
 from secagg.disk import Disk
 from secagg.errors import FaultyClient, NotFound, QuotaExceeded, TooLate
@@ -214,13 +213,11 @@ class Bridges:
         if incoming is None or incoming.upload.total != checkpoint.size:
             raise FaultyClient(silo, "chunk-gap", "The checkpoint is not complete.")
         upload = incoming.upload
-        with upload.frozen():
-            if upload.missing is not None:
+        with upload.committing() as stored:
+            if stored is None:
                 raise FaultyClient(silo, "chunk-gap", "The checkpoint is not complete.")
-            stored = upload.stored()
-            if root_digest(stored.chunk_digests) != checkpoint.digest:
+            if stored.digest != checkpoint.digest:
                 raise FaultyClient(silo, "checkpoint-digest", "The checkpoint is not as signed.")
-            upload.close()
         del self._uploads[silo, task]
         self._drop_offer(silo, task)
         self._offers[silo, task] = Offer(checkpoint, upload.name, stored)

@@ -30,9 +30,11 @@ from secagg.wire import attempt as wire
 from secagg.wire import custody as wire_custody
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.chunks import GetChunkReply, PutChunkRequest
 
 RESULTS_A_PAGE: Final = 100
-Reply: TypeAlias = Message | Callable[[], Message] | None
+Sent: TypeAlias = Message | GetChunkReply
+Reply: TypeAlias = Sent | Callable[[], Sent] | None
 
 
 class How(Enum):
@@ -259,7 +261,7 @@ def Send(session: Session, request: api.SendRequest, silo: SiloId, now: float) -
 
 @_method(Role.SILO, How.LOOKS)
 def PutChunk(  # noqa: N802
-    session: Session, request: api.PutChunkRequest, silo: SiloId, now: float
+    session: Session, request: PutChunkRequest, silo: SiloId, now: float
 ) -> Reply:
     """One chunk of a vector, of initial weights or of a checkpoint."""
     blob, total = request.blob, request.total
@@ -278,7 +280,7 @@ def PutChunk(  # noqa: N802
     return functools.partial(_put, upload, request.offset, request.data)
 
 
-def _put(upload: Upload, offset: int, data: bytes) -> Message:
+def _put(upload: Upload, offset: int, data: memoryview) -> Sent:
     upload.put(offset, data)
     return api.Ack()
 
@@ -302,11 +304,11 @@ def GetChunk(  # noqa: N802
     return functools.partial(_get, stored, request.offset)
 
 
-def _get(stored: Blob, offset: int) -> Message:
-    return api.GetChunkReply(data=stored.chunk(offset))
+def _get(stored: Blob, offset: int) -> Sent:
+    return GetChunkReply(stored.chunk(offset))
 
 
-def _get_offer(stored: Blob, offset: int) -> Message:
+def _get_offer(stored: Blob, offset: int) -> Sent:
     try:
         return _get(stored, offset)
     except NotFound as error:  # its file may go at any time

@@ -19,7 +19,7 @@ import structlog
 
 from secagg.coordinator.session import Session
 from secagg.coordinator.state import State
-from secagg.errors import RoundAborted, SecaggError, StorageFailed
+from secagg.errors import RoundAborted, SecaggError, StorageDamaged, StorageFailed
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +39,7 @@ class Driver:
             acknowledged and must not be seen, so nobody gets in any more; the process has to end.
     """
 
-    def __init__(self, session: Session, fail: Callable[[StorageFailed], None]) -> None:
+    def __init__(self, session: Session, fail: Callable[[SecaggError], None]) -> None:
         self.session = session
         self._fail = fail
         self._changed = asyncio.Condition()
@@ -93,7 +93,7 @@ class Driver:
             self._check_open()
             try:
                 return await asyncio.to_thread(work)
-            except StorageFailed as error:
+            except (StorageDamaged, StorageFailed) as error:
                 self._give_up(error)
                 raise
             finally:
@@ -104,7 +104,7 @@ class Driver:
         if self._stopped:
             raise Stopping("coordinator-stopping", "The coordinator is stopping.", "Try again.")
 
-    def _give_up(self, error: StorageFailed) -> None:
+    def _give_up(self, error: SecaggError) -> None:
         self._stopped = True
         self._fail(error)
 
@@ -112,7 +112,7 @@ class Driver:
         try:
             while self.session.state is State.ACTIVE and not self._stopped:
                 await self._advance()
-        except StorageFailed as error:
+        except (StorageDamaged, StorageFailed) as error:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - fail-stop: no sum rather than a wrong one
             self._log.error("session-failed", kind=type(error).__name__)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from secagg.config import SiloId
 from secagg.coordinator import records
 from secagg.coordinator.session import Session
-from secagg.coordinator.spool import damaged
+from secagg.coordinator.spool import Spooled, damaged
 from secagg.coordinator.standing import Means
 from secagg.coordinator.state import Attempt, State
 from secagg.crypto.labels import SIGN_DESCRIPTOR, SIGN_RESULT
@@ -174,8 +174,8 @@ class _Retrace:
         if isinstance(message, MaskedInput):
             name = self._session.vector_name(live, message.sender)
             stored = records.stored_of(accepted.vector)
-            data = stored.read(self._session.means.disk, name, self._session.config.chunk_bytes)
-            vector = self._session.vector(live, data)
+            blob, dtype = self._session.blob(name, stored), self._session.ring(live).dtype
+            vector = Spooled.open(blob, dtype)
         live.server.accept(message, vector)
 
     def _abort(self, aborted: pb.AttemptAborted, now: float) -> None:

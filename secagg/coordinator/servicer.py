@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import operator
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -13,7 +15,7 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 
 from secagg.config import SiloId
-from secagg.coordinator.calls import METHODS, How, Method, find
+from secagg.coordinator.calls import METHODS, How, Method, Sent, find
 from secagg.coordinator.driver import Driver, Stopping
 from secagg.coordinator.identity import caller
 from secagg.coordinator.session import Session
@@ -23,8 +25,10 @@ from secagg.errors import MalformedMessage, SecaggError, StorageDamaged, Storage
 from secagg.masking.manifest import Manifest
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.chunks import PutChunkRequest
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+CHUNK_THREADS: Final = 16
 MAX_DETAILS: Final = 500
 """Characters of a refusal's text: it may quote the caller, and clients bound what they read."""
 
@@ -49,6 +53,8 @@ class Servicer:
         self._manifest = manifest
         self._fail = fail
         self._drivers: dict[bytes, Driver] = {}
+        # Chunks of one upload wait for each other and for the disk: not where sessions advance.
+        self._chunks = ThreadPoolExecutor(CHUNK_THREADS, "chunks")
         self._drive()
 
     def wake(self) -> None:
@@ -60,6 +66,7 @@ class Servicer:
         """Stop driving."""
         for driver in self._drivers.values():
             await driver.stop()
+        self._chunks.shutdown(wait=False)
 
     def handlers(self) -> list[grpc.GenericRpcHandler[Any, Any]]:
         """The contract's services as gRPC handlers."""
@@ -69,10 +76,8 @@ class Servicer:
         methods = {
             method.name: grpc.unary_unary_rpc_method_handler(
                 functools.partial(self._serve, method.name, getattr(api, method.output_type.name)),
-                request_deserializer=functools.partial(
-                    _parse, getattr(api, method.input_type.name)
-                ),
-                response_serializer=getattr(api, method.output_type.name).SerializeToString,
+                request_deserializer=functools.partial(_parse, _request(method.input_type.name)),
+                response_serializer=operator.methodcaller("SerializeToString"),
             )
             for method in service.methods
         }
@@ -80,7 +85,7 @@ class Servicer:
 
     async def _serve(
         self, name: str, kind: Callable[[], Message], request: Any, context: Context
-    ) -> Message | None:
+    ) -> Sent | None:
         peer, log = "?", structlog.get_logger()
         method = METHODS[name]
         try:
@@ -107,7 +112,7 @@ class Servicer:
             return reply or kind()
         return None
 
-    async def _run(self, method: Method, request: Any, peer: SiloId) -> Message | None:
+    async def _run(self, method: Method, request: Any, peer: SiloId) -> Sent | None:
         now = time.monotonic()
         session = find(method, self._sessions, request, peer, now)
         if session is None:
@@ -116,12 +121,12 @@ class Servicer:
             self._drive()
         else:
             reply = await self._enter(session, method, request, peer)
-        return await asyncio.shield(self._apart(reply)) if callable(reply) else reply
+        return await asyncio.shield(self._apart(reply, self._chunks)) if callable(reply) else reply
 
-    async def _apart(self, work: Callable[[], Any]) -> Any:
+    async def _apart(self, work: Callable[[], Any], pool: Executor | None = None) -> Any:
         """Run in a worker thread; a failed disk is heard of though the caller has hung up."""
         try:
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(pool, work)
         except (StorageDamaged, StorageFailed) as error:
             self._fail(error)
             raise
@@ -155,6 +160,11 @@ class Servicer:
         if session.session_id not in self._drivers:
             self._drivers[session.session_id] = Driver(session, self._fail)
         return self._drivers[session.session_id]
+
+
+def _request(name: str) -> Any:
+    """What parses a request; a chunk's data are left where they are."""
+    return PutChunkRequest if name == PutChunkRequest.__name__ else getattr(api, name)
 
 
 def _parse(kind: Any, data: bytes) -> Any:

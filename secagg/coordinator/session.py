@@ -29,7 +29,7 @@ from secagg.config import Phase, SessionConfig, SiloId
 from secagg.coordinator import records
 from secagg.coordinator.bridges import Bridges, Wish
 from secagg.coordinator.keys import KeyDesk
-from secagg.coordinator.spool import Blob, Stored, Upload
+from secagg.coordinator.spool import Blob, Spooled, Stored, Upload
 from secagg.coordinator.standing import Means, Standing
 from secagg.coordinator.state import (
     PROPOSAL_SECONDS,
@@ -41,7 +41,6 @@ from secagg.coordinator.state import (
     State,
     Step,
 )
-from secagg.crypto.digest import root_digest
 from secagg.crypto.labels import SIGN_KEY_REQUEST
 from secagg.crypto.sign import verify
 from secagg.errors import (
@@ -199,16 +198,14 @@ class Session(Standing):
         upload = proposal.upload
         if upload is None or upload.total != signed.weights_bytes:
             raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
-        with upload.frozen():
-            if upload.missing is not None:
+        with upload.committing() as stored:
+            if stored is None:
                 raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
-            stored = upload.stored()
-            if root_digest(stored.chunk_digests) != signed.uploaded_digest:
+            if stored.digest != signed.uploaded_digest:
                 raise FaultyClient(
                     silo, "weights-digest", "The initial weights are not those signed."
                 )
-            upload.close()
-            return stored
+        return stored
 
     def weights_upload(self, silo: SiloId, task: str, total: int, now: float) -> Upload:
         """Return where the proposer's weights go.
@@ -347,7 +344,7 @@ class Session(Standing):
             NotFound: it is not there any more.
         """
         offer = self._bridges.fetch(silo, task, SiloId(sender), digest, now)
-        return self._blob(offer.name, offer.stored)
+        return self.blob(offer.name, offer.stored)
 
     def _desk(self, silo: SiloId) -> KeyDesk:
         self._check_active()
@@ -451,18 +448,21 @@ class Session(Standing):
         upload = live.uploads.get(message.sender)
         if upload is None:  # never sent, or received by a process that is gone
             raise FaultyClient(message.sender, "chunk-gap", "The chunk at 0 is missing.")
-        with upload.frozen():  # what is summed is what was hashed
-            if upload.missing is not None:
+        with upload.committing() as stored:  # what is summed is what was hashed
+            if stored is None:
                 raise FaultyClient(
                     message.sender, "chunk-gap", f"The chunk at {upload.missing} is missing."
                 )
-            stored = upload.stored()
-            if root_digest(stored.chunk_digests) != message.vector_digest:
-                raise FaultyClient(
-                    message.sender, "vector-digest", "The vector is not the one committed to."
-                )
-            live.server.accept(message, self.vector(live, upload.view()))
-            upload.close()
+            blob = self.blob(upload.name, stored)
+            try:
+                live.server.accept(message, Spooled.open(blob, self.ring(live).dtype))
+            except FaultyClient as fault:
+                if (
+                    fault.code == "residue-range"
+                ):  # all of it was read: to try again costs a new one
+                    del live.uploads[message.sender]
+                    upload.discard()
+                raise
         del live.uploads[message.sender]
         self._log(lambda: records.accepted(message, self.session_id, live.descriptor, stored))
         return True
@@ -566,7 +566,7 @@ class Session(Standing):
         """
         if not 0 < round_number < self.round:
             raise NotFound("round-unknown", f"Round {round_number} has no result.")
-        return self._blob(self.sum_name(round_number), self.sums[round_number - 1])
+        return self.blob(self.sum_name(round_number), self.sums[round_number - 1])
 
     def weights_blob(self, task: str) -> Blob:
         """A task's initial weights.
@@ -577,10 +577,7 @@ class Session(Standing):
         weights = self.tasks[task].weights if task in self.tasks else None
         if weights is None:
             raise NotFound("weights-unknown", f"Task {task} has no initial weights.")
-        return self._blob(self.weights_name(task), weights)
-
-    def _blob(self, name: str, stored: Stored) -> Blob:
-        return Blob(self.means.disk, name, stored, self.config.chunk_bytes)
+        return self.blob(self.weights_name(task), weights)
 
     def doing(self, silo: SiloId) -> str:
         """What a silo was last seen doing, in one word of the protocol's."""
@@ -703,7 +700,7 @@ class Session(Standing):
 
     def _release(self, live: Attempt, result: Result) -> None:
         total = self.ring(live).pack(cast(Vector, live.server.total))
-        stored = Stored.of(total, self.config.chunk_bytes)
+        stored = Stored(len(total), live.server.total_digests)
         with _border():
             self.means.disk.replace(self.sum_name(result.round), total)
         self.note_result(result, stored)

@@ -13,10 +13,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
-from secagg.crypto.digest import chunk_digest
-from secagg.disk import Disk
+import numpy as np
+
+from secagg.crypto.digest import chunk_digest, root_digest
+from secagg.disk import Disk, let_go
 from secagg.errors import MalformedMessage, NotFound, StorageDamaged, StorageFailed, TooLate
+from secagg.ring.vectors import Vector
+from secagg.ring.words import PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +36,10 @@ class Stored:
     size: int
     chunk_digests: tuple[bytes, ...]
 
-    @classmethod
-    def of(cls, data: memoryview, chunk_bytes: int) -> Stored:
-        """Describe a blob that is in memory."""
-        starts = range(0, len(data), chunk_bytes)
-        return cls(len(data), tuple(chunk_digest(data[at : at + chunk_bytes]) for at in starts))
+    @property
+    def digest(self) -> bytes:
+        """The whole blob's (``crypto.digest``)."""
+        return root_digest(self.chunk_digests)
 
     def open(self, disk: Disk, name: str) -> memoryview:
         """Map the blob if it is there, whatever it holds.
@@ -47,17 +51,6 @@ class Stored:
         if data is None or len(data) != self.size:
             seen = "is gone" if data is None else f"has {len(data)} bytes, not {self.size}"
             raise damaged(f"{name} {seen}")
-        return data
-
-    def read(self, disk: Disk, name: str, chunk_bytes: int) -> memoryview:
-        """Map the blob if every chunk of it is what was stored.
-
-        Raises:
-            StorageDamaged: it is gone, of another size, or a chunk differs; says which.
-        """
-        data = self.open(disk, name)
-        for offset in range(0, self.size, chunk_bytes):
-            self.check(data[offset : offset + chunk_bytes], name, offset, chunk_bytes)
         return data
 
     def check(self, chunk: memoryview, name: str, offset: int, chunk_bytes: int) -> None:
@@ -82,8 +75,8 @@ class Blob:
     stored: Stored
     chunk_bytes: int
 
-    def chunk(self, offset: int) -> bytes:
-        """Read one chunk, if it is what was stored.
+    def chunk(self, offset: int) -> memoryview:
+        """Map one chunk, if it is what was stored.
 
         Raises:
             NotFound: the offset is not inside the blob, or not a chunk's; or it was forgotten.
@@ -91,12 +84,73 @@ class Blob:
         """
         if offset % self.chunk_bytes or not 0 <= offset < self.stored.size:
             raise NotFound("chunk-offset", f"No chunk of this blob begins at offset {offset}.")
-        data = self.disk.view(self.name)
-        if data is None:
+        chunk = self.disk.view(self.name, offset, self.chunk_bytes)
+        if chunk is None:
             raise NotFound("session-unknown", "The session has been forgotten meanwhile.")
-        chunk = data[offset : offset + self.chunk_bytes]
         self.stored.check(chunk, self.name, offset, self.chunk_bytes)
-        return bytes(chunk)
+        return chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Spooled:
+    """A committed vector as the sum takes it: what is summed is what was signed.
+
+    A chunk is held against its digest right before its words are added, while it is in the cache:
+    between its arrival and this it was in nobody's hands but the disk's, and after a restart for
+    longer. Nobody writes to the file any more: ``Upload.committing`` holds off chunks until the sum
+    has it, and receives none afterwards.
+
+    The file is mapped once, before anything changes, so that to add it, or to take it off again,
+    nothing has to be opened. Pages go when their chunk is done, so memory does not grow with them.
+
+    Args:
+        blob: where it lies.
+        dtype: of its words.
+        data: the mapped file.
+    """
+
+    blob: Blob
+    dtype: np.dtype[np.unsignedinteger[Any]]
+    data: memoryview
+
+    @classmethod
+    def open(cls, blob: Blob, dtype: np.dtype[np.unsignedinteger[Any]]) -> Spooled:
+        """Map a vector.
+
+        Raises:
+            StorageDamaged: it is gone, or of another size.
+            StorageBusy: no more files can be opened.
+        """
+        return cls(blob, dtype, blob.stored.open(blob.disk, blob.name))
+
+    @property
+    def length(self) -> int:
+        """How many words, a part of one counted as one."""
+        return -(-self.blob.stored.size // self.dtype.itemsize)
+
+    @property
+    def grain(self) -> int:
+        """Words of a chunk."""
+        return self.blob.chunk_bytes // self.dtype.itemsize
+
+    def digest(self) -> bytes:
+        """The root of the chunks' digests."""
+        return self.blob.stored.digest
+
+    def pieces(self, start: int, stop: int) -> Iterator[Vector]:
+        """Check chunk by chunk and give its words.
+
+        Raises:
+            StorageDamaged: a chunk is not what was stored; says which.
+        """
+        blob, word = self.blob, self.dtype.itemsize
+        for offset in range(start * word, stop * word, blob.chunk_bytes):
+            chunk = self.data[offset : offset + blob.chunk_bytes]
+            blob.stored.check(chunk, blob.name, offset, blob.chunk_bytes)
+            for at in range(0, min(len(chunk), stop * word - offset), PIECE_BYTES):
+                end = min(at + PIECE_BYTES, stop * word - offset)
+                yield np.frombuffer(chunk[at:end], self.dtype)
+            let_go(self.data, offset, len(chunk))
 
 
 def damaged(what: str) -> StorageDamaged:
@@ -140,7 +194,7 @@ class Upload:
         self._digests: list[bytes | None] = [None] * -(-total // chunk_bytes)
         self._left = len(self._digests)
 
-    def put(self, offset: int, data: bytes) -> None:
+    def put(self, offset: int, data: bytes | memoryview) -> None:
         """Store one chunk; with the last one that was missing, sync the blob.
 
         Raises:
@@ -173,7 +227,7 @@ class Upload:
             self._disk.allocate(self.name, self.total)
             self._begun = True
 
-    def _write(self, index: int, data: bytes, digest: bytes) -> None:
+    def _write(self, index: int, data: bytes | memoryview, digest: bytes) -> None:
         new = self._digests[index] is None
         if not new:
             self._digests[index], self._left = None, self._left + 1  # while it is half-written
@@ -189,13 +243,20 @@ class Upload:
         return self._digests.index(None) * self._chunk_bytes if self._left else None
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
-        """Hold off chunks: nothing changes between a check of the bytes and their use."""
+    def committing(self) -> Iterator[Stored | None]:
+        """Hold off chunks while what came is checked and used; if that goes well, take no more.
+
+        So nothing changes between a check of the bytes and their use, nor ever after.
+
+        Gives:
+            What is known of the blob, which is durable now; None if a chunk is missing.
+        """
         with self._lock:
-            yield
+            yield None if self._left else self.stored()
+            self._open = False
 
     def stored(self) -> Stored:
-        """Describe the complete blob, durable now. Call it ``frozen``."""
+        """Describe the complete blob, durable now. Call it while ``committing``."""
         if not self._synced:
             self._sync()
         return Stored(self.total, tuple(digest for digest in self._digests if digest is not None))

@@ -16,7 +16,7 @@ from secagg.ckks.codec import codec_of
 from secagg.config import SessionConfig, SiloId
 from secagg.coordinator.journal import Journal
 from secagg.coordinator.keys import KeyDesk
-from secagg.coordinator.spool import Stored
+from secagg.coordinator.spool import Blob, Stored
 from secagg.coordinator.state import Attempt, State, Task
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
@@ -26,7 +26,7 @@ from secagg.masking import transcript
 from secagg.masking.manifest import Manifest
 from secagg.masking.messages import Descriptor, Result
 from secagg.masking.server import Broadcast, Opening, ServerRound
-from secagg.ring.vectors import Ring, Vector, ring_of
+from secagg.ring.vectors import Ring, ring_of
 from secagg.suite import KeyName
 from secagg.wire.session import SignedOpening
 
@@ -146,9 +146,9 @@ class Standing:
         """The ring of an attempt's vectors."""
         return ring_of(self.config, live.server.opening.task)
 
-    def vector(self, live: Attempt, data: memoryview) -> Vector:
-        """An uploaded vector of an attempt."""
-        return self.ring(live).unpack(data, live.server.opening.length)
+    def blob(self, name: str, stored: Stored) -> Blob:
+        """A blob of this session's."""
+        return Blob(self.means.disk, name, stored, self.config.chunk_bytes)
 
     def weights_name(self, task: str) -> str:
         """File of a task's initial weights."""

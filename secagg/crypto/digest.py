@@ -15,8 +15,11 @@ from typing import Final
 from blake3 import blake3
 
 from secagg.crypto.labels import VECTOR
+from secagg.parallel import in_ranges
 
 DIGEST_BYTES: Final = 32
+_THREAD_BYTES: Final = 2**20
+"""To start a thread for less costs more than to hash it."""
 
 
 def chunk_digest(chunk: bytes | memoryview) -> bytes:
@@ -29,9 +32,19 @@ def root_digest(chunk_digests: Iterable[bytes]) -> bytes:
     return blake3(b"".join(chunk_digests), derive_key_context=VECTOR).digest()
 
 
+def chunk_digests(data: bytes | memoryview, chunk_bytes: int) -> tuple[bytes, ...]:
+    """Digests of a vector's chunks, in order, over all cores: chunks are independent."""
+    view = memoryview(data).cast("B")
+    digests = [b""] * -(-len(view) // chunk_bytes)
+
+    def hash_range(start: int, stop: int) -> None:
+        for at in range(start, stop, chunk_bytes):
+            digests[at // chunk_bytes] = chunk_digest(view[at : min(at + chunk_bytes, stop)])
+
+    in_ranges(len(view), chunk_bytes, hash_range, worth=_THREAD_BYTES)
+    return tuple(digests)
+
+
 def vector_digest(data: bytes | memoryview, chunk_bytes: int) -> bytes:
     """Digest of a whole vector cut at ``chunk_bytes``."""
-    view = memoryview(data).cast("B")
-    return root_digest(
-        chunk_digest(view[at : at + chunk_bytes]) for at in range(0, len(view), chunk_bytes)
-    )
+    return root_digest(chunk_digests(data, chunk_bytes))

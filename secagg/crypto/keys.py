@@ -8,7 +8,7 @@ none either (section 6.1 has receivers refuse the secret; refusing the key names
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -45,10 +45,14 @@ def parse_public_key(data: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """An X25519 key pair; ``public`` is canonical by construction."""
+    """An X25519 key pair; ``public`` is canonical by construction.
+
+    OpenSSL's handle is kept: making one multiplies the base point, and takes as long as agreeing.
+    """
 
     private: Secret
     public: bytes
+    _handle: X25519PrivateKey = field(repr=False, compare=False)
 
     @classmethod
     def generate(cls, entropy: Entropy) -> KeyPair:
@@ -59,7 +63,7 @@ class KeyPair:
     def from_private(cls, private: Secret) -> KeyPair:
         """Rebuild the pair from its 32-byte private half."""
         key = X25519PrivateKey.from_private_bytes(private.reveal())
-        return cls(private, key.public_key().public_bytes_raw())
+        return cls(private, key.public_key().public_bytes_raw(), key)
 
     def agree(self, peer: bytes) -> Secret:
         """Return the 32-byte shared secret with a canonical public key.
@@ -67,9 +71,8 @@ class KeyPair:
         Raises:
             MalformedMessage: the peer's key is a low-order point.
         """
-        ours = X25519PrivateKey.from_private_bytes(self.private.reveal())
         try:
-            return Secret(ours.exchange(X25519PublicKey.from_public_bytes(peer)))
+            return Secret(self._handle.exchange(X25519PublicKey.from_public_bytes(peer)))
         except ValueError:  # OpenSSL refuses the all-zero secret
             raise MalformedMessage(
                 "public-key-low-order", "An X25519 public key is a low-order point."

@@ -74,11 +74,17 @@ SIGN_CHECKPOINT: Final = "checkpoint"
 SIGN_ENROLMENT: Final = "enrolment"
 
 
+_LENGTHS: Final = tuple(size.to_bytes(8, "big") for size in range(512))
+"""Of what is encoded thousands of times a round."""
+
+
 def enc(*items: bytes) -> bytes:
     """Encode a list of byte strings injectively."""
     parts = [len(items).to_bytes(4, "big")]
     for item in items:
-        parts += (len(item).to_bytes(8, "big"), item)
+        size = len(item)
+        parts.append(_LENGTHS[size] if size < len(_LENGTHS) else u64(size))
+        parts.append(item)
     return b"".join(parts)
 
 

@@ -61,8 +61,9 @@ def open_stream(prg: MaskPrg, key: Secret, block: int = 0, stream: int = 0) -> S
     return Cipher(algorithms.ChaCha20(key.reveal(), nonce), None).encryptor()
 
 
-def read(prg: MaskPrg, key: Secret, size: int) -> bytes:
-    """Return the first ``size`` bytes of a keystream."""
-    out = bytearray(size + PADDING)
-    open_stream(prg, key).update_into(memoryview(bytes(size)), memoryview(out))
-    return bytes(out[:size])
+def read(prg: MaskPrg, key: Secret, size: int, start: int = 0) -> bytes:
+    """Return ``size`` bytes of a keystream, from the one at ``start`` on."""
+    block, skip = divmod(start, block_bytes(prg))
+    out = bytearray(skip + size + PADDING)
+    open_stream(prg, key, block).update_into(memoryview(bytes(skip + size)), memoryview(out))
+    return bytes(out[skip : skip + size])

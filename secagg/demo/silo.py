@@ -36,6 +36,7 @@ from secagg.demo.training import (
 )
 from secagg.encoding.codec import Codec
 from secagg.masking import client as protocol
+from secagg.ring.expand import apply_masks
 
 HOLD_SECONDS: Final = 600.0
 
@@ -91,7 +92,10 @@ class Recorder:
 
         def watched(codec: Codec, *args: Any, **kwargs: Any) -> Any:
             vector = encode(codec, *args, **kwargs)
-            self._encoded = vector.copy()
+            bare = vector.copy()  # it was made with the masks on: what is true is without them
+            off = [mask.inverse() for mask in kwargs["masks"]]
+            apply_masks(codec.ring, bare, off, kwargs["prg"])
+            self._encoded = bare
             return vector
 
         def watched_fractions(codec: SealedCodec, *args: Any, **kwargs: Any) -> Any:

@@ -9,21 +9,28 @@ session's n silos: no sum can wrap, whatever honest silos hold.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from threading import Lock
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from secagg.config import RingBits, fraction_bits
+from secagg.config import MaskPrg, RingBits, fraction_bits
 from secagg.crypto.secret import Entropy
 from secagg.encoding.fixed import Rounding
-from secagg.encoding.layout import Aggregate, Layout, Reals, Tensors
+from secagg.encoding.layout import Aggregate, Layout, Scaling, Tensors
 from secagg.errors import ConfigError
+from secagg.parallel import in_ranges
+from secagg.ring import native
+from secagg.ring.expand import Encoded, Mask, apply_masks, masker, signs_of
+from secagg.ring.native import Numbers, Path
 from secagg.ring.vectors import PowerRing, Vector
 
-_CHUNK: Final = 2**18
+_PART: Final = 2**18
+_Encoder: TypeAlias = Callable[[Numbers, Vector, int], tuple[float, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +55,11 @@ class Codec(Layout):
         return fraction_bits(self.word_bits, self.silos)
 
     @property
+    def limit(self) -> int:
+        """2^f."""
+        return 1 << self.bits
+
+    @property
     def resolution(self) -> float:
         """2^-2f."""
         return 2.0 ** (-2 * self.bits)
@@ -58,35 +70,73 @@ class Codec(Layout):
         return self.schema.size + 2 * self.scalars
 
     def encode(
-        self, tensors: Tensors, *, weight: float, metrics: Mapping[str, float], entropy: Entropy
+        self,
+        tensors: Tensors,
+        *,
+        weight: float,
+        metrics: Mapping[str, float],
+        entropy: Entropy,
+        masks: Sequence[Mask] = (),
+        prg: MaskPrg = MaskPrg.AES_128_CTR,
+        threads: int | None = None,
     ) -> Vector:
-        """Encode one silo's update.
+        """Encode one silo's update and mask it, in one pass over memory.
 
         Args:
             tensors: float arrays as the schema says.
             weight: 0 < weight ≤ the task's cap.
             metrics: exactly the task's metrics, each within its bound.
             entropy: source of the rounding bits' key.
+            masks: to put on.
+            prg: their generator; it also makes the rounding bits.
+            threads: as for ``apply_masks``.
 
         Returns:
-            A fresh vector of ``length`` words, still unmasked.
+            A fresh vector of ``length`` words.
 
         Raises:
             InputError: what cannot be encoded, by name; nothing was changed.
         """
-        limit = 2**self.bits
-        rounding = Rounding(entropy)
-        vector = self.ring.zeros(self.length)
-        at = 0
-        for values in self.fractions(tensors, weight=weight, metrics=metrics):
-            if at < self.schema.size:
-                values *= limit
-                integers = rounding.to_integers(values, limit)
-            else:
-                integers = _split_limbs(values, limit, rounding)
-            vector[at : at + len(integers)] = self.ring.wrap(integers)
-            at += len(integers)
-        return vector
+        scaling = self.scaling(tensors, weight=weight, metrics=metrics)
+        work = _Work(self, scaling, list(self.flat(tensors)), Rounding(prg, entropy), masks)
+        in_ranges(self.schema.size, _PART, work.encode, threads)
+        for (name, _), greatest in zip(work.flats, work.greatest, strict=True):
+            self.check_magnitude(name, greatest)
+        self.write_scalars(work.vector, scaling, work.clipped, work.rounding, masks)
+        return work.vector
+
+    def write_scalars(
+        self,
+        vector: Vector,
+        scaling: Scaling,
+        clipped: int,
+        rounding: Rounding,
+        masks: Sequence[Mask],
+    ) -> None:
+        """Write what follows the elements, masked; they have been counted by then.
+
+        Args:
+            vector: of ``length`` words.
+            scaling: the update's.
+            clipped: how many of its elements were clipped.
+            rounding: the vector's.
+            masks: to put on.
+        """
+        size = self.schema.size
+        scaled = self.scalars_of(scaling, clipped) * self.limit
+        high = np.floor(scaled)
+        low = rounding.to_integers((scaled - high) * self.limit, self.limit, size)
+        limbs = np.stack([high.astype(np.int64), low], axis=1).reshape(-1)
+        vector[size:] = self.ring.wrap(limbs)
+        apply_masks(self.ring, vector[size:], masks, rounding.prg, start=size)
+
+    def encoded(
+        self, tensors: Tensors, *, weight: float, metrics: Mapping[str, float], entropy: Entropy
+    ) -> Encoded:
+        """``encode``, put off until the masks are known; what it raises, it raises then."""
+        return lambda masks, prg: self.encode(
+            tensors, weight=weight, metrics=metrics, entropy=entropy, masks=masks, prg=prg
+        )
 
     def decode(self, total: Vector) -> Aggregate:
         """Decode the sum of the survivors' vectors.
@@ -94,22 +144,87 @@ class Codec(Layout):
         Raises:
             MalformedMessage: see ``Layout.aggregate``.
         """
-        return self.aggregate(self._sums(self.ring.centred(total)))
+        unit, size = 2.0**-self.bits, self.schema.size
+        words = self.ring.centred(total)
+        high, low = words[size:].reshape(-1, 2).T.astype(np.float64)
+        scalars = (high + low * unit) * unit
+        factor = self.tensor_factor(scalars) * unit
+        flats = [np.empty(tensor.size) for tensor in self.schema.tensors]
 
-    def _sums(self, words: npt.NDArray[np.signedinteger[Any]]) -> Iterator[Reals]:
-        unit = 2.0**-self.bits
-        for at in range(0, self.schema.size, _CHUNK):
-            part = words[at : min(at + _CHUNK, self.schema.size)].astype(np.float64)
-            part *= unit
-            yield part
-        high, low = words[self.schema.size :].reshape(-1, 2).T.astype(np.float64)
-        yield (high + low * unit) * unit
+        def decode(start: int, stop: int) -> None:
+            for part in self.schema.parts(start, stop, stop):
+                np.multiply(words[part.whole], factor, out=flats[part.tensor][part.within])
+
+        in_ranges(size, _PART, decode)
+        return self.aggregate_of(flats, scalars)
 
 
-def _split_limbs(
-    scalars: npt.NDArray[np.float64], limit: int, rounding: Rounding
-) -> npt.NDArray[np.int64]:
-    scaled = scalars * limit
-    high = np.floor(scaled)
-    low = rounding.to_integers((scaled - high) * limit, limit)
-    return np.stack([high.astype(np.int64), low], axis=1).reshape(-1)
+class _Work:
+    """One update on its way into its vector.
+
+    Args:
+        codec: of the task.
+        scaling: what becomes of the elements.
+        flats: the tensors by name, in order.
+        rounding: the vector's.
+        masks: to put on.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        scaling: Scaling,
+        flats: Sequence[tuple[str, npt.NDArray[Any]]],
+        rounding: Rounding,
+        masks: Sequence[Mask],
+    ) -> None:
+        self.vector = np.empty(codec.length, codec.ring.dtype)
+        self.flats = flats
+        self.greatest = [0.0] * len(flats)
+        self._codec = codec
+        self._scaling = scaling
+        self.rounding = rounding
+        self._encode = self._encoder(masks)
+        self.clipped = 0
+        self._lock = Lock()
+
+    def _encoder(self, masks: Sequence[Mask]) -> _Encoder:
+        """What writes and masks a part of the vector: the kernel in one go, or step by step."""
+        path, limit, clip = native.chosen(), self._codec.limit, self._scaling.clip
+        factor = self._scaling.factor * limit
+        if self.rounding.prg is MaskPrg.AES_128_CTR and path is not Path.OPENSSL:
+            rounding = native.ReadyKeys([self.rounding.key])
+            keys, signs = native.ReadyKeys([mask.key for mask in masks]), signs_of(masks)
+            return lambda values, out, start: native.encode(
+                path,
+                values,
+                out,
+                rounding,
+                keys,
+                signs,
+                start=start,
+                clip=clip,
+                factor=factor,
+                limit=limit,
+            )
+
+        mask = masker(self._codec.ring, masks, self.rounding.prg)
+
+        def encode(values: Numbers, out: Vector, start: int) -> tuple[float, int]:
+            uniform = self.rounding.uniform(start, start + len(out))
+            seen = native.to_words(values, out, uniform, clip=clip, factor=factor, limit=limit)
+            mask(out, start)
+            return seen
+
+        return encode
+
+    def encode(self, start: int, stop: int) -> None:
+        """Write elements start … stop − 1, in parts that stay in a cache if they are copied."""
+        for part in self._codec.schema.parts(start, stop, _PART):
+            values = self.flats[part.tensor][1][part.within]
+            greatest, clipped = self._encode(values, self.vector[part.whole], part.whole.start)
+            with self._lock:
+                self.clipped += clipped
+                known = self.greatest[part.tensor]
+                if math.isfinite(known) and not greatest <= known:  # what is no number stays
+                    self.greatest[part.tensor] = greatest

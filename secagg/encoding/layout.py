@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -23,6 +23,7 @@ import numpy.typing as npt
 from secagg.config import Clip, TaskConfig, Weighting
 from secagg.encoding.schema import Schema
 from secagg.errors import InputError, MalformedMessage
+from secagg.ring import native
 
 Tensors: TypeAlias = Mapping[str, npt.NDArray[Any]]
 Reals: TypeAlias = npt.NDArray[np.float64]
@@ -83,13 +84,44 @@ class Layout(ABC):
         """
         self._checked(tensors, weight, metrics)
 
-    def _checked(
-        self, tensors: Tensors, weight: float, metrics: Mapping[str, float]
-    ) -> tuple[float, list[float], _Clipper]:
+    def _checked(self, tensors: Tensors, weight: float, metrics: Mapping[str, float]) -> Scaling:
+        scaling = self.scaling(tensors, weight=weight, metrics=metrics)
+        for name, flat in self.flat(tensors):
+            self.check_magnitude(name, _greatest(flat))
+        return scaling
+
+    def scaling(self, tensors: Tensors, *, weight: float, metrics: Mapping[str, float]) -> Scaling:
+        """What turns this update's elements into fractions; their magnitudes are not checked yet.
+
+        Raises:
+            InputError: a tensor, the weight or a metric that is not as agreed; where the norm is
+                clipped, a tensor that is not finite.
+        """
         self.schema.check(tensors)
         share = self._weight_fraction(weight)
         reported = self._metric_fractions(metrics)
-        return share, reported, self._clipper(tensors)
+        factor = share / self.task.bound
+        if self.task.clip is Clip.ELEMENT:
+            return Scaling(share, reported, factor, clip=self.task.bound)
+        norm = self._norm(tensors) if self.task.clip is Clip.L2 else 0.0
+        if norm > self.task.bound:
+            return Scaling(share, reported, share / norm, all_clipped=True)
+        return Scaling(share, reported, factor)
+
+    def check_magnitude(self, name: str, greatest: float) -> None:
+        """Return if elements of this magnitude can be encoded.
+
+        Raises:
+            InputError: not finite, or beyond the bound of a task that does not clip.
+        """
+        if not math.isfinite(greatest):
+            raise InputError("tensor-finite", f"Tensor {name!r} holds NaN or infinity.")
+        if self.task.clip is Clip.NONE and greatest > self.task.bound:
+            raise InputError(
+                "tensor-bound",
+                f"Tensor {name!r} reaches {greatest:.9g}; the task's bound is {self.task.bound}.",
+                "Lower the learning rate, or have the session's admin set clip or raise bound.",
+            )
 
     def fractions(
         self, tensors: Tensors, *, weight: float, metrics: Mapping[str, float]
@@ -104,14 +136,27 @@ class Layout(ABC):
         Raises:
             InputError: what cannot be encoded, by name, before anything is yielded.
         """
-        share, reported, clip = self._checked(tensors, weight, metrics)
+        scaling = self._checked(tensors, weight, metrics)
         clipped = 0
-        for _, chunk in self._chunks(tensors):
-            values, count = clip(chunk)
-            clipped += count
-            values *= share / self.task.bound
-            yield values
-        yield np.array([share, clipped / self.schema.size, *(value * share for value in reported)])
+        for _, flat in self.flat(tensors):
+            for at in range(0, len(flat), _CHUNK):
+                values = flat[at : at + _CHUNK].astype(np.float64)
+                clipped += int(np.count_nonzero(np.abs(values) > scaling.clip))
+                np.clip(values, -scaling.clip, scaling.clip, out=values)
+                values *= scaling.factor
+                yield values
+        yield self.scalars_of(scaling, clipped)
+
+    def flat(self, tensors: Tensors) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """The tensors in order, each in one dimension: no matrix, no masked array."""
+        for spec in self.schema.tensors:
+            yield spec.name, np.asarray(tensors[spec.name]).reshape(-1)
+
+    def scalars_of(self, scaling: Scaling, clipped: int) -> Reals:
+        """The numbers that follow the tensors."""
+        count = self.schema.size if scaling.all_clipped else clipped
+        shares = (metric * scaling.share for metric in scaling.metrics)
+        return np.array([scaling.share, count / self.schema.size, *shares])
 
     def aggregate(self, sums: Iterable[Reals]) -> Aggregate:
         """Make sense of the sum of the survivors' updates.
@@ -123,20 +168,34 @@ class Layout(ABC):
             MalformedMessage: the sum of weights is not positive or beyond what the session's silos
                 can weigh: a silo or the coordinator added something that is no encoded update.
         """
-        tensors = {spec.name: np.empty(spec.size) for spec in self.schema.tensors}
+        flats = [np.empty(tensor.size) for tensor in self.schema.tensors]
         scalars = np.empty(self.scalars)
-        _fill([*tensors.values(), scalars], sums)
+        _fill([*flats, scalars], sums)
+        factor = self.tensor_factor(scalars)
+        for values in flats:
+            values *= factor
+        return self.aggregate_of(flats, scalars)
+
+    def tensor_factor(self, scalars: Reals) -> float:
+        """What makes the sum of all silos' fractions of an element the result.
+
+        Raises:
+            MalformedMessage: see ``aggregate``.
+        """
         share = float(scalars[0])
         if not 0 < share <= self.silos * (1 + self.resolution):
             raise MalformedMessage(
                 "result-weight", "The sum's total weight is impossible for this session."
             )
-        divisor = share if self.task.weighting is Weighting.MEAN else 1.0
-        for values in tensors.values():
-            values *= self.task.bound / divisor
+        return self.task.bound / (share if self.task.weighting is Weighting.MEAN else 1.0)
+
+    def aggregate_of(self, flats: Sequence[Reals], scalars: Reals) -> Aggregate:
+        """Put a result together from its tensors, flattened, and the sums of the scalars."""
+        share = float(scalars[0])
         return Aggregate(
             tensors={
-                spec.name: tensors[spec.name].reshape(spec.shape) for spec in self.schema.tensors
+                spec.name: flat.reshape(spec.shape)
+                for spec, flat in zip(self.schema.tensors, flats, strict=True)
             },
             weight=share * self.task.weight_cap,
             metrics={
@@ -145,12 +204,6 @@ class Layout(ABC):
             },
             clipped=float(scalars[1]) * self.schema.size,
         )
-
-    def _chunks(self, tensors: Tensors) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        for spec in self.schema.tensors:
-            flat = np.asarray(tensors[spec.name]).reshape(-1)  # no matrix, no masked array
-            for at in range(0, spec.size, _CHUNK):
-                yield spec.name, flat[at : at + _CHUNK]
 
     def _weight_fraction(self, weight: float) -> float:
         least = self.task.weight_cap * self.resolution
@@ -174,42 +227,44 @@ class Layout(ABC):
                 )
         return [metrics[name] / bound for name, bound in declared.items()]
 
-    def _clipper(self, tensors: Tensors) -> _Clipper:
+    def _norm(self, tensors: Tensors) -> float:
+        """The L2 norm of all elements."""
         norm = 0.0
-        for name, chunk in self._chunks(tensors):
-            if not np.isfinite(chunk).all():
-                raise InputError("tensor-finite", f"Tensor {name!r} holds NaN or infinity.")
-            if self.task.clip is Clip.L2:
-                norm = math.hypot(norm, _norm(chunk.astype(np.float64)))
-            elif self.task.clip is Clip.NONE and chunk.size:
-                self._check_bound(name, float(np.abs(chunk).max()))
-        return _Clipper(self.task.clip, self.task.bound, norm)
-
-    def _check_bound(self, name: str, greatest: float) -> None:
-        if greatest > self.task.bound:
-            raise InputError(
-                "tensor-bound",
-                f"Tensor {name!r} reaches {greatest:.9g}; the task's bound is {self.task.bound}.",
-                "Lower the learning rate, or have the session's admin set clip or raise bound.",
-            )
+        for name, flat in self.flat(tensors):
+            self.check_magnitude(name, _greatest(flat))
+            for at in range(0, len(flat), _CHUNK):
+                norm = math.hypot(norm, _norm(flat[at : at + _CHUNK].astype(np.float64)))
+        return norm
 
 
 @dataclass(frozen=True, slots=True)
-class _Clipper:
-    clip: Clip
-    bound: float
-    norm: float
+class Scaling:
+    """What becomes of one update's elements: clipped, then multiplied, in float64.
 
-    def __call__(self, chunk: npt.NDArray[Any]) -> tuple[npt.NDArray[np.float64], int]:
-        values = chunk.astype(np.float64)
-        clipped = 0
-        if self.clip is Clip.L2 and self.norm > self.bound:
-            values *= self.bound / self.norm
-            clipped = len(values)
-        elif self.clip is Clip.ELEMENT:
-            clipped = int(np.count_nonzero(np.abs(values) > self.bound))
-            np.clip(values, -self.bound, self.bound, out=values)
-        return values, clipped
+    Args:
+        share: the weight as a fraction of its cap.
+        metrics: each as a fraction of its bound.
+        factor: what makes an element a fraction of its bound, weighted.
+        clip: magnitude that elements are cut to; infinity for none.
+        all_clipped: whether the factor cuts all of them, since their norm is beyond the bound.
+    """
+
+    share: float
+    metrics: Sequence[float]
+    factor: float
+    clip: float = math.inf
+    all_clipped: bool = False
+
+
+def _greatest(flat: npt.NDArray[Any]) -> float:
+    """The greatest magnitude, in pieces, as some have to be copied."""
+    found = 0.0
+    for at in range(0, len(flat), _CHUNK):
+        greatest = native.greatest(flat[at : at + _CHUNK])
+        found = found if found > greatest else greatest
+        if not math.isfinite(greatest):
+            return greatest
+    return found
 
 
 def _norm(values: npt.NDArray[np.float64]) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -12,10 +14,10 @@ import numpy.typing as npt
 
 from secagg.crypto.labels import enc, u64
 from secagg.errors import InputError, MalformedMessage
+from secagg.ring.native import KINDS
 
 MAX_TENSORS: Final = 65_536
 MAX_ELEMENTS: Final = 2**36
-_FLOATS: Final = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,21 @@ class TensorSpec:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Neighbouring elements of one tensor.
+
+    Args:
+        tensor: its index.
+        within: where in the tensor, flattened.
+        whole: where among the elements of all tensors.
+    """
+
+    tensor: int
+    within: slice
+    whole: slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,17 @@ class Schema:
         """Number of elements of all tensors."""
         return sum(tensor.size for tensor in self.tensors)
 
+    def parts(self, start: int, stop: int, grain: int) -> Iterator[Part]:
+        """Cut a range of elements at the borders of tensors and at multiples of ``grain``."""
+        starts = list(accumulate((tensor.size for tensor in self.tensors), initial=0))
+        tensor = bisect_right(starts, start) - 1
+        while start < stop:
+            first, end = starts[tensor : tensor + 2]
+            while start < (until := min(stop, end, start + grain - start % grain)):
+                yield Part(tensor, slice(start - first, until - first), slice(start, until))
+                start = until
+            tensor += 1
+
     def encode(self) -> bytes:
         """The bytes that are hashed."""
         return enc(*(enc(t.name.encode(), *(u64(axis) for axis in t.shape)) for t in self.tensors))
@@ -76,12 +104,12 @@ class Schema:
             raise InputError("tensor-names", f"Tensor {name!r} is {state}.")
         for name, spec in expected.items():
             array = tensors[name]
-            if not isinstance(array, np.ndarray) or array.dtype.name not in _FLOATS:
+            if not isinstance(array, np.ndarray) or array.dtype.name not in KINDS:
                 kind = getattr(array, "dtype", type(array).__name__)
                 raise InputError(
                     "tensor-dtype",
                     f"Tensor {name!r} is {kind}; a float array is needed.",
-                    "Convert it to float16, float32 or float64.",
+                    "Convert it to float16, bfloat16, float32 or float64.",
                 )
             if array.shape != spec.shape:
                 raise InputError(

@@ -11,7 +11,7 @@ The driver's contract, with a ledger whose ``record`` is durable when it returns
     state = admit(descriptor, member, expected, ledger)
     state, advert = advertise_keys(state, ledger.record(state.entry), entropy=…)    # then send
     state, shares = share_keys(state, roster, entropy=…)                            # then send
-    state, commit = mask_input(state, dealt, vector)                                # upload, send
+    state, commit, vector = mask_input(state, dealt, encoded)                       # upload, send
     state, signed = check_survivors(state, survivors, ledger)                       # then send
     state = check_consistency(state, signatures)
     state, reveal = reveal_shares(state, ledger.record(state.entry))                # then send

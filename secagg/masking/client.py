@@ -55,6 +55,7 @@ from secagg.masking.messages import (
     AdvertiseKeys,
     Box,
     Commitment,
+    Commitments,
     Consistency,
     Dealing,
     Dealt,
@@ -69,7 +70,7 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares
-from secagg.ring.expand import apply_masks
+from secagg.ring.expand import Encoded, Mask
 from secagg.ring.vectors import Ring, Vector, ring_of
 from secagg.suite import KeyName
 
@@ -350,7 +351,7 @@ def share_keys(
         entropy=entropy,
     )
     boxes = _seal_boxes(state, adverts, shares, tau1)
-    commitments = tuple(shares[holder].commitment(holder, tau1) for holder in mine)
+    commitments = Commitments(shares[holder].commitment(holder, tau1) for holder in mine)
     unsigned = ShareKeys(attempt.me, commitments, boxes, _UNSIGNED)
     sent = attempt.sign(SIGN_SHARE_KEYS, tau1, unsigned)
     shared = KeysShared(
@@ -443,16 +444,18 @@ def seal_input(
 
 
 def mask_input(
-    state: KeysShared, dealt: Dealt, vector: Vector, seed: bytes = b""
-) -> tuple[InputMasked, MaskedInput]:
-    """Phase 3: check the dealings, then mask the vector **in place** and commit to it.
+    state: KeysShared, dealt: Dealt, encoded: Encoded, seed: bytes = b""
+) -> tuple[InputMasked, MaskedInput, Vector]:
+    """Phase 3: check the dealings, then have the update made with the masks on, and commit to it.
 
     Args:
         state: from ``share_keys``.
         dealt: what the coordinator relayed of U2's dealings.
-        vector: an encoded update of the task's ring; masked when this returns, untouched when it
-            raises before masking.
+        encoded: the update in the task's ring; called once, when all checks have passed.
         seed: of c1, where the vector is a sealed one.
+
+    Returns:
+        The next state, the commitment, and the masked vector to upload.
 
     Raises:
         OutOfOrder: a seed is missing, or has no place in this session.
@@ -468,9 +471,9 @@ def mask_input(
         state.tau1, {dealing.dealer: dealing.body() for dealing in dealings}
     )
     dealers = tuple(dealing.dealer for dealing in dealings)
-    _mask(state, dealers, vector)
+    vector = encoded(_masks(state, dealers), attempt.member.session.mask_prg)
     commit = _commit(attempt, tau2, vector, bad, seed)
-    return InputMasked(attempt, tau2, dealers, held, commit), commit
+    return InputMasked(attempt, tau2, dealers, held, commit), commit, vector
 
 
 def _check_sealed(attempt: _Attempt, seed: bytes) -> None:
@@ -500,7 +503,7 @@ def _check_dealings(state: KeysShared, dealt: Dealt) -> tuple[Dealing, ...]:
         attempt.verify(
             SIGN_SHARE_KEYS, state.tau1, dealing.dealer, dealing.body(), dealing.signature
         )
-        listed = tuple(commitment.holder for commitment in dealing.commitments)
+        listed = tuple(dealing.commitments.of)
         if listed != holders(tuple(state.adverts), dealing.dealer):
             _refuse("dealt-commitments", f"{dealing.dealer} did not commit to every share.")
     return dealings
@@ -524,7 +527,7 @@ def _open_boxes(
 
 def _open_box(state: KeysShared, dealing: Dealing) -> HeldShares:
     me = state.attempt.me
-    commitment = next(c for c in dealing.commitments if c.holder == me)
+    commitment = dealing.commitments.of[me]
     return open_shares(
         dealing.sealed or b"",
         Commitment(me, commitment.mask_key, commitment.self_seed),
@@ -535,7 +538,7 @@ def _open_box(state: KeysShared, dealing: Dealing) -> HeldShares:
     )
 
 
-def _mask(state: KeysShared, dealers: tuple[SiloId, ...], vector: Vector) -> None:
+def _masks(state: KeysShared, dealers: tuple[SiloId, ...]) -> list[Mask]:
     attempt = state.attempt
     prg = attempt.member.session.mask_prg
     try:
@@ -547,8 +550,7 @@ def _mask(state: KeysShared, dealers: tuple[SiloId, ...], vector: Vector) -> Non
         ]
     except MalformedMessage:
         _refuse("roster-keys", "A mask key in the roster is a low-order point.")
-    own = self_mask(state.self_seed, attempt.me, state.tau1, prg)
-    apply_masks(attempt.ring, vector, [own, *pairs], prg)
+    return [self_mask(state.self_seed, attempt.me, state.tau1, prg), *pairs]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ the bytes that a signature covers, ``digest()`` what a transcript holds of a mes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Final
 
 from secagg.config import MAX_COHORT, SiloId, is_name
@@ -147,11 +148,28 @@ class Box:
         _check_size("box", self.sealed, BOX_BYTES)
 
 
-def commitments_digest(commitments: Sequence[Commitment]) -> bytes:
-    """Digest of a dealer's commitment list."""
-    return digest(
-        COMMITMENTS, *(enc(c.holder.encode(), c.mask_key, c.self_seed) for c in commitments)
-    )
+class Commitments(tuple[Commitment, ...]):
+    """A dealer's commitments, by holder: in order, checked and hashed once.
+
+    Every holder is told every dealer's, so a server has n² uses of each list.
+    """
+
+    def __new__(cls, commitments: Iterable[Commitment]) -> Commitments:
+        if isinstance(commitments, cls):
+            return commitments
+        made = super().__new__(cls, commitments)
+        _check_order("commitments", [commitment.holder for commitment in made])
+        return made
+
+    @cached_property
+    def of(self) -> Mapping[SiloId, Commitment]:
+        """Each holder's."""
+        return {commitment.holder: commitment for commitment in self}
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Digest of the list."""
+        return digest(COMMITMENTS, *(enc(c.holder.encode(), c.mask_key, c.self_seed) for c in self))
 
 
 def share_keys_body(dealer: SiloId, commitments: bytes, boxes: bytes) -> bytes:
@@ -164,13 +182,13 @@ class ShareKeys:
     """Phase 2, over τ1: sealed shares, and commitments to all, the dealer's own included."""
 
     sender: SiloId
-    commitments: tuple[Commitment, ...]
+    commitments: Commitments
     boxes: tuple[Box, ...]
     signature: bytes
 
     def __post_init__(self) -> None:
         _check_id(self.sender)
-        _check_order("commitments", [commitment.holder for commitment in self.commitments])
+        object.__setattr__(self, "commitments", Commitments(self.commitments))
         _check_order("boxes", [box.recipient for box in self.boxes])
         _check_size("signature", self.signature, SIGNATURE_BYTES)
 
@@ -180,9 +198,7 @@ class ShareKeys:
 
     def body(self) -> bytes:
         """What the signature covers."""
-        return share_keys_body(
-            self.sender, commitments_digest(self.commitments), self.boxes_digest()
-        )
+        return share_keys_body(self.sender, self.commitments.digest, self.boxes_digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,14 +206,14 @@ class Dealing:
     """One dealer's ShareKeys as one holder sees it: its own box, and a digest of all of them."""
 
     dealer: SiloId
-    commitments: tuple[Commitment, ...]
+    commitments: Commitments
     boxes_digest: bytes
     sealed: bytes | None
     signature: bytes
 
     def __post_init__(self) -> None:
         _check_id(self.dealer)
-        _check_order("commitments", [commitment.holder for commitment in self.commitments])
+        object.__setattr__(self, "commitments", Commitments(self.commitments))
         _check_size("boxes digest", self.boxes_digest, HASH_BYTES)
         if self.sealed is not None:
             _check_size("box", self.sealed, BOX_BYTES)
@@ -205,7 +221,7 @@ class Dealing:
 
     def body(self) -> bytes:
         """What the dealer's signature covers."""
-        return share_keys_body(self.dealer, commitments_digest(self.commitments), self.boxes_digest)
+        return share_keys_body(self.dealer, self.commitments.digest, self.boxes_digest)
 
 
 @dataclass(frozen=True, slots=True)

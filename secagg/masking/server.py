@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeAlias, TypeVar
 
 from secagg.config import Phase, SessionConfig, SiloId
-from secagg.crypto.digest import vector_digest
+from secagg.crypto.digest import chunk_digests, root_digest
 from secagg.crypto.labels import (
     SIGN_ADVERTISE_KEYS,
     SIGN_CONSISTENCY,
@@ -72,6 +72,7 @@ from secagg.masking.messages import (
 )
 from secagg.masking.shares import share_commitment
 from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
+from secagg.masking.uploads import Uploaded
 from secagg.ring.expand import Mask, apply_masks
 from secagg.ring.vectors import RunningSum, Vector, ring_of
 from secagg.suite import KeyName
@@ -149,6 +150,12 @@ class ServerRound:
         opening: what was fixed when it opened.
         descriptor: made from it by ``describe``.
         identity: the coordinator's signing key, for the result.
+
+    Attributes:
+        phase: the current one; None when the attempt is over.
+        liars: who revealed shares that were never committed to.
+        total: the sum, once there is a Result.
+        total_digests: of its chunks, in order; what the Result signs is made of them.
     """
 
     def __init__(self, opening: Opening, descriptor: Descriptor, identity: IdentityKey) -> None:
@@ -157,6 +164,7 @@ class ServerRound:
         self.phase: Phase | None = Phase.ADVERTISE_KEYS
         self.liars: set[SiloId] = set()
         self.total: Vector | None = None
+        self.total_digests: tuple[bytes, ...] = ()
         self._identity = identity
         self._ring = ring_of(opening.session, opening.task)
         self._sum = RunningSum(self._ring, opening.length)
@@ -194,12 +202,13 @@ class ServerRound:
         """U3, once MaskedInput has closed."""
         return tuple(sorted(self._commits))
 
-    def accept(self, message: ClientMessage, vector: Vector | None = None) -> bool:
+    def accept(self, message: ClientMessage, vector: Uploaded | None = None) -> bool:
         """Check one message, then fold it in. Nothing changes when it raises.
 
         Args:
             message: from the silo that it names; the shell has compared that with the certificate.
-            vector: with a MaskedInput, the uploaded words.
+            vector: with a MaskedInput, the uploaded words with their digest. They are hashed by who
+                received them and not here once more, so nobody may change them until this returns.
 
         Returns:
             True if it is new, False if the very same message was accepted before.
@@ -221,7 +230,7 @@ class ServerRound:
         self._check_signature(message)
         self._check_content(message, vector)
         if isinstance(message, MaskedInput) and vector is not None:
-            self._sum.add(vector)
+            self._fold(message, vector)
         self._accepted[phase][sender] = message
         if isinstance(message, Unmasking):
             self._collect(message)
@@ -249,7 +258,7 @@ class ServerRound:
         except MalformedMessage as error:
             raise FaultyClient(message.sender, "message-signature", error.observed) from None
 
-    def _check_content(self, message: ClientMessage, vector: Vector | None) -> None:
+    def _check_content(self, message: ClientMessage, vector: Uploaded | None) -> None:
         if isinstance(message, AdvertiseKeys):
             self._check_advert(message)
         elif isinstance(message, ShareKeys):
@@ -275,34 +284,36 @@ class ServerRound:
     def _check_share_keys(self, message: ShareKeys) -> None:
         roster = self.expected
         recipients = tuple(box.recipient for box in message.boxes)
-        listed = tuple(commitment.holder for commitment in message.commitments)
+        listed = tuple(message.commitments.of)
         right = (neighbours(roster, message.sender), holders(roster, message.sender))
         if (recipients, listed) != right:
             raise FaultyClient(
                 message.sender, "share-lists", "Boxes or commitments are not one for each holder."
             )
 
-    def _check_masked_input(self, message: MaskedInput, vector: Vector | None) -> None:
+    def _check_masked_input(self, message: MaskedInput, vector: Uploaded | None) -> None:
         if (
             vector is None
-            or vector.shape != (self.opening.length,)
+            or vector.length != self.opening.length
             or vector.dtype != self._ring.dtype
         ):
             raise FaultyClient(message.sender, "vector-length", "The vector is not complete.")
-        if not self._ring.holds(vector):
-            raise FaultyClient(
-                message.sender, "residue-range", "A word of the vector is no residue of the ring."
-            )
         self._check_seed(message)
         if not set(message.bad_dealers) <= set(self._dealings) - {message.sender}:
             raise FaultyClient(
                 message.sender, "bad-dealers", "A complaint names somebody who dealt no shares."
             )
-        words = vector_digest(self._ring.pack(vector), self.opening.session.chunk_bytes)
-        if words != message.vector_digest:
+        if vector.digest() != message.vector_digest:
             raise FaultyClient(
                 message.sender, "vector-digest", "The vector is not the one committed to."
             )
+
+    def _fold(self, message: MaskedInput, vector: Uploaded) -> None:
+        """Add the vector if all its words are residues: the one check that has to read them all."""
+        try:
+            self._sum.fold(vector)
+        except MalformedMessage as error:
+            raise FaultyClient(message.sender, error.code, error.observed) from None
 
     def _check_seed(self, message: MaskedInput) -> None:
         taken = _of(MaskedInput, self._accepted[Phase.MASKED_INPUT]).values()
@@ -334,7 +345,7 @@ class ServerRound:
                 self.liars.add(message.sender)
 
     def _is_committed(self, share: RevealedShare, holder: SiloId) -> bool:
-        commitment = next(c for c in self._dealings[share.owner].commitments if c.holder == holder)
+        commitment = self._dealings[share.owner].commitments.of[holder]
         try:
             parse_share(share.share.reveal())
         except MalformedMessage:
@@ -460,7 +471,9 @@ class ServerRound:
     def _release(self, masks: Sequence[Mask]) -> Result:
         self.total = self._sum.total
         apply_masks(self._ring, self.total, masks, self.opening.session.mask_prg)
-        words = vector_digest(self._ring.pack(self.total), self.opening.session.chunk_bytes)
+        packed = self._ring.pack(self.total)
+        self.total_digests = chunk_digests(packed, self.opening.session.chunk_bytes)
+        words = root_digest(self.total_digests)
         unsigned = Result(
             task=self.opening.task,
             round=self.opening.round,

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from secagg.config import RingBits, SessionConfig
-from secagg.errors import ConfigError, MalformedMessage
+from secagg.errors import ConfigError, MalformedMessage, StorageFailed
+from secagg.parallel import in_ranges
+from secagg.ring.words import Held, Words, fold
 
 Vector: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
 
@@ -212,23 +214,49 @@ class RunningSum:
         self.ring = ring
         self._total: Vector = ring.zeros(length)
         self._terms = 1
+        self._whole = True
 
     def add(self, vector: Vector) -> None:
-        """Add one vector of residues of the same ring and length."""
-        if vector.dtype != self.ring.dtype or vector.shape != self._total.shape:
+        """Add one vector that is in memory (``fold``)."""
+        self.fold(Held(vector))
+
+    def fold(self, words: Words) -> None:
+        """Add one vector of the same ring and length; nothing changes when it raises.
+
+        Raises:
+            MalformedMessage: a word is no residue.
+            StorageFailed: words could be read once and not a second time, to be taken off: there is
+                no sum any more.
+        """
+        if words.dtype != self.ring.dtype or words.length != len(self._total):
             raise ValueError("a vector of another ring or length")
         if self._terms + 1 > self.ring.terms:
             self._settle()
-        self.ring.add(self._total, vector)
+        self._check_whole()
+        self._whole = False
+        try:
+            fold(self.ring, self._total, words)
+        except StorageFailed:
+            raise
+        except BaseException:
+            self._whole = True  # all that was added is off again
+            raise
+        self._whole = True
         self._terms += 1
 
     @property
     def total(self) -> Vector:
         """The sum so far, reduced; the very array that later vectors are added to."""
+        self._check_whole()
         self._settle()
         return self._total
 
+    def _check_whole(self) -> None:
+        if not self._whole:
+            raise RuntimeError("a vector is in the sum in part")
+
     def _settle(self) -> None:
         if self._terms > 1:
-            self.ring.reduce(self._total)
+            total = self._total
+            in_ranges(len(total), 1, lambda start, stop: self.ring.reduce(total[start:stop]))
         self._terms = 1

@@ -101,14 +101,14 @@ def roster_from_wire(value: pb.Roster) -> core.Roster:
     return core.Roster(tuple(_advert_from_wire(advert) for advert in value.adverts))
 
 
-def _commitments_to_wire(values: tuple[core.Commitment, ...]) -> list[pb.Commitment]:
+def _commitments_to_wire(values: core.Commitments) -> list[pb.Commitment]:
     return [
         pb.Commitment(holder=c.holder, mask_key=c.mask_key, self_seed=c.self_seed) for c in values
     ]
 
 
-def _commitments_from_wire(values: object) -> tuple[core.Commitment, ...]:
-    return tuple(
+def _commitments_from_wire(values: object) -> core.Commitments:
+    return core.Commitments(
         core.Commitment(SiloId(c.holder), c.mask_key, c.self_seed)
         for c in values  # type: ignore[attr-defined]
     )

@@ -54,6 +54,7 @@ from secagg.masking.messages import (
 )
 from secagg.masking.server import ClientMessage
 from secagg.masking.transcript import NO_WEIGHTS, TaskOpening, opening_transcript
+from secagg.ring.expand import masked
 from secagg.ring.vectors import PowerRing, PrimeRing, Ring, Vector, ring_of
 from secagg.suite import KeyName, Suite
 from secagg.wire.session import SignedOpening
@@ -244,8 +245,10 @@ class Player:
                 self.state, reply = client.share_keys(self.state, event, entropy=self.entropy)
             case Dealt():
                 assert self.vector is not None
-                self.masked = self.vector.copy()
-                self.state, reply = client.mask_input(self.state, event, self.masked, self.seed)
+                encoded = masked(self.ring, self.vector.copy())
+                self.state, reply, self.masked = client.mask_input(
+                    self.state, event, encoded, self.seed
+                )
             case Survivors():
                 self.state, reply = client.check_survivors(self.state, event, ledger)
             case Signatures():

@@ -17,8 +17,15 @@ import pytest
 from secagg.config import SiloId
 from secagg.coordinator import driver as module
 from secagg.coordinator.driver import Driver, Stopping
+from secagg.coordinator.spool import Spooled
 from secagg.coordinator.state import Ended, State, Step
-from secagg.errors import FaultyClient, RoundAborted
+from secagg.errors import (
+    FaultyClient,
+    RoundAborted,
+    SecaggError,
+    StorageDamaged,
+    StorageFailed,
+)
 from secagg.masking.messages import Descriptor, Result
 
 from .play import World, exact_sum
@@ -162,8 +169,6 @@ async def test_work_whose_caller_hung_up_is_still_alone(world: World) -> None:
 async def test_a_commit_sent_again_after_a_hang_up_is_summed_once(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from secagg.masking import server
-
     world.start()
     world.phases(2)
     player = world.players["a"]
@@ -171,18 +176,17 @@ async def test_a_commit_sent_again_after_a_hang_up_is_summed_once(
     player.put()
     message = player.sent[-1]
     entered, release = threading.Event(), threading.Event()
-    digest = server.vector_digest
 
-    def slow(data: Any, chunk: int) -> bytes:
+    def slow(vector: Spooled) -> bytes:
         entered.set()
         assert release.wait(30)
-        return digest(data, chunk)
+        return vector.blob.stored.digest
 
     clock = Clock(monkeypatch)
     clock.now = world.now
     async with driving(world) as driver:
         with monkeypatch.context() as patch:
-            patch.setattr(server, "vector_digest", slow)
+            patch.setattr(Spooled, "digest", slow)
             first = asyncio.create_task(driver.call(world.session.send, message, 1, 1))
             await asyncio.to_thread(entered.wait, 30)
             first.cancel()
@@ -306,6 +310,33 @@ async def test_an_error_of_ours_ends_the_session(
         assert event == Ended("Session study is aborted.")
         await soon(driver._task)
     assert world.session.state is State.ABORTED
+
+
+@pytest.mark.parametrize("kind", [StorageDamaged, StorageFailed])
+@pytest.mark.parametrize("ticking", [False, True])
+async def test_a_disk_that_fails_or_lies_ends_it_all(
+    world: World, kind: type[SecaggError], ticking: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody sees what may rest on it; the session is not aborted: the next process goes on."""
+    failures: list[SecaggError] = []
+
+    def fail(*_: object) -> bool:
+        raise kind("storage", "The disk is ill.")
+
+    driver = Driver(world.session, failures.append)
+    if ticking:
+        monkeypatch.setattr(world.session, "tick", fail)
+        driver.wake()
+        await soon(driver._task)
+    else:
+        with pytest.raises(kind):
+            await soon(driver.call(fail))
+    assert [type(error) for error in failures] == [kind]
+    for call in (driver.call(lambda: 1), driver.look(lambda: 1), driver.wait(lambda: 1)):
+        with pytest.raises(Stopping):
+            await soon(call)
+    await soon(driver.stop())
+    assert world.session.state is State.ACTIVE
 
 
 async def test_a_stop_lets_those_who_wait_go(world: World) -> None:

@@ -28,7 +28,6 @@ from secagg.errors import (
     StorageDamaged,
     StorageFailed,
 )
-from secagg.masking import server
 from secagg.masking.messages import Signatures
 from secagg.wire import session as wire_session
 from secagg.wire.session import SignedOpening
@@ -345,9 +344,7 @@ def test_a_changed_vector_would_be_summed(world: World, monkeypatch: pytest.Monk
     with pytest.raises(StorageDamaged):
         world.restart()
     with monkeypatch.context() as weakened:
-        weakened.setattr(Stored, "read", lambda self, disk, name, chunk: disk.view(name))
-        weakened.setattr(server, "vector_digest", lambda *_: expected_digests.pop(0))
-        expected_digests = [player.sent[-1].vector_digest for player in world.players.values()]
+        weakened.setattr(Stored, "check", lambda *_: None)
         world.restart()
     world.phases(2)
     assert world.sum(1)[0] != exact_sum(world.players.values())[0]

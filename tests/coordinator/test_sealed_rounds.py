@@ -231,6 +231,10 @@ def test_a_word_that_is_no_residue_is_refused_at_its_commit(
     with refused(FaultyClient, "residue-range"):
         world.session.send(crafted, 1, 1)
     assert view(world) == before
+    assert not (world.directory / "spool/1-1-a").exists()
+    with refused(FaultyClient, "chunk-gap"):  # to have it all read again costs another upload
+        world.session.send(crafted, 1, 1)
+    assert view(world) == before
     player.masked = right  # the right one may follow
     player.send(honest)
     world.step("b", "c", "d")

@@ -80,7 +80,8 @@ def test_the_coordinator_s_modules_need_none_of_them() -> None:
     """Nor load them where they are there."""
     names = modules("coordinator", "wire", "masking", "ring", "encoding", "crypto", "pki")
     assert {"secagg.coordinator.keys", "secagg.wire.custody", "secagg.masking.server"} <= set(names)
-    names = [name for name in names if ".migrations." not in name]  # alembic runs these
+    # alembic runs its migrations; a silo with a GPU imports what masks there, and nobody else
+    names = [name for name in names if ".migrations." not in name and ".ring.gpu." not in name]
     program = f"""
 import importlib, sys
 for name in {names}:

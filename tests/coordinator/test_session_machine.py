@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secagg.config import SiloId
-from secagg.coordinator import session as machine
+from secagg.coordinator.spool import Spooled, Stored
 from secagg.coordinator.state import PROPOSAL_SECONDS, Ended, State, Step
 from secagg.crypto.digest import root_digest, vector_digest
 from secagg.crypto.secret import Secret
+from secagg.disk import LocalDisk
 from secagg.errors import (
     Conflict,
     FaultyClient,
@@ -31,6 +32,8 @@ from secagg.errors import (
     SecaggError,
     SessionEnded,
     StaleModel,
+    StorageBusy,
+    StorageDamaged,
     TooLate,
 )
 from secagg.masking import transcript
@@ -247,13 +250,13 @@ def test_weights_cannot_change_under_their_check(
 
     thread = threading.Thread(target=late)
 
-    def digest_then_put(digests: Any) -> bytes:
-        found = root_digest(digests)
+    def digest_then_put(stored: Stored) -> bytes:
+        found = root_digest(stored.chunk_digests)
         thread.start()
         thread.join(0.1)
         return found
 
-    monkeypatch.setattr(machine, "root_digest", digest_then_put)
+    monkeypatch.setattr(Stored, "digest", property(digest_then_put))
     world.session.propose_task(A, world.signed("a", weights=WEIGHTS))
     thread.join()
     assert refusals == ["phase-closed"]
@@ -700,8 +703,6 @@ def test_a_vector_cannot_change_under_its_check(
     uploading: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk that comes between the digest and the sum is held off, then refused."""
-    from secagg.masking import server
-
     uploading.players["a"].put()
     upload = uploading.session.vector_upload(A, 1, 1, BYTES)
     refusals: list[str] = []
@@ -714,16 +715,57 @@ def test_a_vector_cannot_change_under_its_check(
 
     thread = threading.Thread(target=late)
 
-    def digest_then_put(data: Any, chunk: int) -> bytes:
-        found = vector_digest(data, chunk)
+    def digest_then_put(vector: Spooled) -> bytes:
+        found = vector.blob.stored.digest
         thread.start()
         thread.join(0.1)
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(server, "vector_digest", digest_then_put)
+        patch.setattr(Spooled, "digest", digest_then_put)
         assert uploading.session.send(commit(uploading, "a"), 1, 1)
     thread.join()
+    finish(uploading)
+    np.testing.assert_array_equal(uploading.sum(1), exact_sum(uploading.players.values()))
+
+
+@pytest.mark.parametrize("place", [0, CHUNK, BYTES - 1])
+def test_a_vector_that_changed_on_the_disk_is_not_summed(uploading: World, place: int) -> None:
+    """Between its arrival and its commit it was in nobody's hands but the disk's."""
+    uploading.players["b"].send(commit(uploading, "b"))
+    uploading.players["a"].put()
+    name = uploading.session.vector_upload(A, 1, 1, BYTES).name
+    path = uploading.path(name)
+    right = path.read_bytes()
+    path.write_bytes(right[:place] + bytes([right[place] ^ 1]) + right[place + 1 :])
+    with pytest.raises(StorageDamaged, match=f"the chunk at {place // CHUNK * CHUNK} of {name}"):
+        uploading.session.send(commit(uploading, "a"), 1, 1)
+    path.write_bytes(right)  # the coordinator ends; that nothing was added is seen like this
+    finish(uploading)
+    np.testing.assert_array_equal(uploading.sum(1), exact_sum(uploading.players.values()))
+
+
+def test_a_commit_that_finds_no_descriptor_may_come_again(
+    uploading: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too many open files, say: nothing has changed, and the very same message is taken later."""
+    uploading.players["b"].send(commit(uploading, "b"))
+    uploading.players["a"].put()
+    rows = len(uploading.journal.load()[uploading.session_id])
+    with monkeypatch.context() as patch:
+
+        def busy(*_: object) -> None:
+            patch.undo()
+            raise StorageBusy("storage-busy", "Too many open files.")
+
+        patch.setattr(LocalDisk, "view", busy)
+        with pytest.raises(StorageBusy):
+            uploading.session.send(commit(uploading, "a"), 1, 1)
+    assert uploading.session.attempt is not None
+    assert uploading.session.attempt.server.arrived == {"b"}
+    assert len(uploading.journal.load()[uploading.session_id]) == rows
+    assert uploading.session.send(commit(uploading, "a"), 1, 1) is True
+    assert uploading.session.send(commit(uploading, "a"), 1, 1) is False
     finish(uploading)
     np.testing.assert_array_equal(uploading.sum(1), exact_sum(uploading.players.values()))
 

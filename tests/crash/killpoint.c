@@ -244,6 +244,12 @@ int fdatasync(int file)
     return (int)done(index, syscall(SYS_fdatasync, file));
 }
 
+int sync_file_range(int file, off64_t offset, off64_t size, unsigned int flags)
+{
+    unsigned long index = count_file("sync_file_range", file, (size_t)size);
+    return (int)done(index, syscall(SYS_sync_file_range, file, offset, size, flags));
+}
+
 int ftruncate(int file, off_t size)
 {
     unsigned long index = count_file("ftruncate", file, (size_t)size);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from array import array
 
 import pytest
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secagg.crypto import digest
-from secagg.crypto.digest import DIGEST_BYTES, chunk_digest, root_digest, vector_digest
+from secagg.crypto import digest as module
+from secagg.crypto.digest import (
+    DIGEST_BYTES,
+    chunk_digest,
+    chunk_digests,
+    root_digest,
+    vector_digest,
+)
 
 DATA = st.binary(max_size=600)
 CHUNK = st.integers(1, 200)
@@ -95,3 +103,16 @@ def test_the_order_of_chunks_and_their_size_count() -> None:
 def test_words_are_hashed_as_their_bytes() -> None:
     words = array("I", range(100))
     assert vector_digest(memoryview(words), 64) == slow(words.tobytes(), 64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2000), st.integers(1, 5), st.integers(1, 40))
+def test_chunks_over_many_threads(size: int, cores: int, chunk_bytes: int) -> None:
+    data = bytes(n % 251 for n in range(size))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_THREAD_BYTES", 100)
+        patch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+        got = chunk_digests(data, chunk_bytes)
+    assert got == tuple(
+        chunk_digest(data[at : at + chunk_bytes]) for at in range(0, len(data), chunk_bytes)
+    )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secagg.crypto import keys
 from secagg.crypto.keys import KEY_BYTES, KeyPair, parse_public_key
 from secagg.crypto.secret import Secret
 from secagg.errors import MalformedMessage
@@ -154,3 +157,31 @@ def test_a_fresh_pair_takes_32_bytes_once_and_never_prints_them() -> None:
     assert asked == [KEY_BYTES]
     assert pair == KeyPair.from_private(Secret(bytes(range(100, 132))))
     assert repr(pair) == f"KeyPair(private=Secret(<32 bytes>), public={pair.public!r})"
+
+
+def test_a_private_key_is_taken_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To take it in multiplies the base point, as costly as agreeing with a peer."""
+    taken: list[bytes] = []
+
+    class Counted:
+        @staticmethod
+        def from_private_bytes(data: bytes) -> X25519PrivateKey:
+            taken.append(data)
+            return X25519PrivateKey.from_private_bytes(data)
+
+    monkeypatch.setattr(keys, "X25519PrivateKey", Counted)
+    pair = KeyPair.from_private(Secret(bytes([7] * 32)))
+    for n in range(20):
+        peer = KeyPair.from_private(Secret(bytes([n] * 32)))
+        assert pair.agree(peer.public) == peer.agree(pair.public)
+        assert pair.agree(peer.public) == pair.agree(peer.public)
+    assert taken.count(bytes([7] * 32)) == 2  # once for the peer that it is itself
+    assert len(taken) == 21
+
+
+def test_a_pair_is_not_written_down() -> None:
+    pair = KeyPair.from_private(Secret(bytes([7] * 32)))
+    with pytest.raises(TypeError):
+        pickle.dumps(pair)
+    assert bytes([7] * 32).hex() not in repr(pair)
+    assert "handle" not in repr(pair)

@@ -180,6 +180,16 @@ def test_a_stream_from_a_block_is_the_tail_of_the_stream_from_0(
     assert take(open_stream(prg, Secret(key), block), size) == whole[skipped:]
 
 
+@pytest.mark.parametrize("prg", MaskPrg)
+@pytest.mark.parametrize("start", [0, 1, 15, 16, 17, 63, 64, 65, 1000, 2**33 + 5])
+@pytest.mark.parametrize("size", [0, 1, 16, 100])
+def test_read_from_any_byte_on(prg: MaskPrg, start: int, size: int) -> None:
+    key = bytes(range(key_bytes(prg)))
+    block = start // block_bytes(prg) * block_bytes(prg)
+    expected = take(open_stream(prg, Secret(key), block // block_bytes(prg)), start - block + size)
+    assert read(prg, Secret(key), size, start) == expected[start - block :]
+
+
 @given(streams(), st.lists(st.integers(0, 300), max_size=6))
 @settings(deadline=None)
 def test_pieces_of_any_sizes_are_one_stream(

@@ -11,6 +11,8 @@ from Crypto.Cipher import AES
 from secagg.config import Clip, TaskConfig, Weighting
 from secagg.crypto.secret import Entropy
 from secagg.encoding import fixed
+from secagg.ring import native
+from secagg.ring.native import Path
 
 
 def _keyed(seed: int) -> Entropy:
@@ -31,18 +33,6 @@ def _task(**changes: Any) -> TaskConfig:
     return TaskConfig(**(numbers | changes))
 
 
-class _Constant:
-    """A stream of one byte: u as small or as great as it gets."""
-
-    def __init__(self, byte: int) -> None:
-        self.byte = bytes([byte])
-
-    def update_into(self, zeros: memoryview, out: memoryview, /) -> int:
-        assert not any(zeros[:64])
-        out[: len(zeros)] = self.byte * len(zeros)
-        return len(zeros)
-
-
 @pytest.fixture(scope="session")
 def keyed() -> Callable[[int], Entropy]:
     """A deterministic source of uniform bytes, by seed."""
@@ -57,9 +47,13 @@ def task() -> Callable[..., TaskConfig]:
 
 @pytest.fixture(scope="session")
 def rounding_down_or_up() -> Callable[[pytest.MonkeyPatch, int], None]:
-    """Make every rounding bit the bits of one byte: 0x00 (u = 0) or 0xff (u → 1)."""
+    """Make every rounding bit the bits of one byte: 0x00 (u = 0) or 0xff (u → 1).
+
+    The kernel's own streams cannot be told to: vectors are made on the path that reads ours.
+    """
 
     def patch(monkeypatch: pytest.MonkeyPatch, byte: int) -> None:
-        monkeypatch.setattr(fixed, "open_stream", lambda *_: _Constant(byte))
+        monkeypatch.setattr(native, "_available", (Path.OPENSSL,))
+        monkeypatch.setattr(fixed, "read", lambda _prg, _key, size, _start: bytes([byte]) * size)
 
     return patch

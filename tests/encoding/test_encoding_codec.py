@@ -283,7 +283,7 @@ def test_layout(task: Task, keyed: Keyed) -> None:
 
 @pytest.mark.parametrize("clip", Clip)
 @pytest.mark.parametrize("chunk", [1, 3, 4, 5, 6, 7, 64])
-def test_chunks_do_not_show(
+def test_parts_do_not_show(
     clip: Clip, chunk: int, task: Task, keyed: Keyed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.arange(-8, 12).reshape(4, 5) / 16
@@ -294,12 +294,12 @@ def test_chunks_do_not_show(
         return codec.encode(tensors, weight=0.7, metrics={}, entropy=keyed(4)).tolist()
 
     whole = encode()
-    monkeypatch.setattr(module, "_CHUNK", chunk)
+    monkeypatch.setattr(module, "_PART", chunk)
     assert encode() == whole
 
 
-def test_a_real_chunk_border(task: Task, keyed: Keyed) -> None:
-    size = module._CHUNK + 3
+def test_a_real_part_s_border(task: Task, keyed: Keyed) -> None:
+    size = module._PART + 3
     values = np.random.default_rng(5).integers(-(2**20), 2**20, size)
     codec = Codec(task(), Schema.of({"x": np.zeros(size)}), 4)
     vector = codec.encode({"x": values / 2**20}, weight=1, metrics={}, entropy=keyed(0))
@@ -384,14 +384,18 @@ def test_float16_s_norm_does_not_overflow(task: Task, keyed: Keyed) -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-320, 1e200])
-def test_the_norm_of_tiny_or_huge_values(scale: float, task: Task, keyed: Keyed) -> None:
-    """Their squares are no float64."""
+@pytest.mark.parametrize("bound", [1.0, 1e-99, 1e99])
+def test_the_norm_of_tiny_or_huge_values(
+    scale: float, bound: float, task: Task, keyed: Keyed
+) -> None:
+    """Their squares are no float64, nor is the bound's share of the norm always."""
     tensors = {"x": np.array([3.0, 0.0]) * scale, "y": np.array([4.0, 0.0]) * scale}
-    codec = Codec(task(clip=Clip.L2), Schema.of(tensors), 4)
+    codec = Codec(task(clip=Clip.L2, bound=bound), Schema.of(tensors), 4)
     got = codec.decode(total_of(codec, [Update(tensors, 1.0, {})], keyed))
     one = 1.0 if scale > 1 else 0.0
-    assert got.tensors["x"].tolist() == pytest.approx([0.6 * one, 0], abs=2.0**-27)
-    assert got.tensors["y"].tolist() == pytest.approx([0.8 * one, 0], abs=2.0**-27)
+    for name, part in (("x", 0.6), ("y", 0.8)):
+        fractions = (got.tensors[name] / bound).tolist()
+        assert fractions == pytest.approx([part * one, 0], abs=2.0**-27)
     assert got.clipped == pytest.approx(4 * one, abs=1e-9)
 
 
@@ -447,8 +451,8 @@ def test_beyond_the_bound(value: float, task: Task) -> None:
     assert (error.code, "'a'" in str(error)) == ("tensor-bound", True)
 
 
-def test_beyond_the_bound_in_a_later_chunk(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK", 2)
+def test_beyond_the_bound_in_a_later_part(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PART", 2)
     codec = Codec(task(), Schema.of({"x": np.zeros(5)}), 4)
     error = refused(codec, {"x": np.array([0, 0, 0, 0, 1.5])}, 1, {})
     assert (error.code, "1.5" in str(error)) == ("tensor-bound", True)

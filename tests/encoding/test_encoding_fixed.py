@@ -8,15 +8,18 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from Crypto.Cipher import AES
+from Crypto.Cipher import AES, ChaCha20
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from secagg.config import MaskPrg
+from secagg.crypto.prg import key_bytes
 from secagg.crypto.secret import Entropy
 from secagg.encoding.fixed import Rounding
 
 Keyed = Callable[[int], Entropy]
 Extreme = Callable[[pytest.MonkeyPatch, int], None]
+AES_CTR = MaskPrg.AES_128_CTR
 BITS = st.sampled_from((4, 9, 13, 24, 29, 52, 53, 61))
 
 
@@ -27,7 +30,8 @@ def scaled_values(draw: st.DrawFn) -> tuple[int, list[float]]:
     whole = st.integers(-limit, limit).map(float) | st.sampled_from((limit, -limit, 0)).map(float)
     near = st.builds(math.nextafter, whole, st.sampled_from((-math.inf, math.inf)))
     half = whole.map(lambda x: x + 0.5)
-    value = whole | near | half | st.floats(-limit, limit)
+    tiny = st.sampled_from((5e-324, -5e-324, -1e-20, 2.0**-40, -(2.0**-40), -(2.0**-54)))
+    value = whole | near | half | tiny | st.floats(-limit, limit)
     values = draw(st.lists(value, min_size=1, max_size=40))
     return limit, [max(-float(limit), min(float(limit), value)) for value in values]
 
@@ -48,9 +52,12 @@ def test_every_result_is_floor_or_ceiling_and_an_integer_is_itself(
     limit, values = case
     with pytest.MonkeyPatch.context() as patch:
         entropy = stream_of(source, keyed, rounding_down_or_up, patch)
-        results = Rounding(entropy).to_integers(np.array(values), limit).tolist()
-    for value, result in zip(values, results, strict=True):
+        results = Rounding(AES_CTR, entropy).to_integers(np.array(values), limit).tolist()
+        drawn = Rounding(AES_CTR, stream_of(source, keyed, rounding_down_or_up, patch))
+        uniform = drawn.uniform(0, len(values)).tolist()
+    for value, u, result in zip(values, uniform, results, strict=True):
         exact = Fraction(value)
+        assert result == math.floor(exact + Fraction(u, 2**32))
         assert result in (math.floor(exact), math.ceil(exact))
         assert -limit <= result <= limit
 
@@ -64,20 +71,34 @@ def test_never_beyond_the_limit(
     for bits in (4, 13, 29, 61):
         limit = 2**bits
         over = [s * math.nextafter(limit, to) for s in (1, -1) for to in (0, math.inf)]
-        got = Rounding(bytes).to_integers(np.array([*over, limit, -limit, limit * 1.001]), limit)
+        got = Rounding(AES_CTR, bytes).to_integers(
+            np.array([*over, limit, -limit, limit * 1.001]), limit
+        )
         assert max(got.tolist()) <= limit
         assert min(got.tolist()) >= -limit
 
 
-def test_u_is_the_keystream(keyed: Keyed) -> None:
-    """⌊x + u⌋ with u from AES-128-CTR's little-endian words, read on across calls."""
-    key = keyed(3)(16)
-    stream = AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt(bytes(4 * 30))
+def keystream(prg: MaskPrg, key: bytes, size: int) -> bytes:
+    if prg is MaskPrg.AES_128_CTR:
+        return AES.new(key, AES.MODE_CTR, nonce=b"", initial_value=0).encrypt(bytes(size))
+    return ChaCha20.new(key=key, nonce=bytes(12)).encrypt(bytes(size))
+
+
+@pytest.mark.parametrize("prg", MaskPrg)
+@pytest.mark.parametrize("order", [1, -1])
+def test_u_is_the_keystream(prg: MaskPrg, order: int, keyed: Keyed) -> None:
+    """⌊x + u⌋ with u the little-endian word of the number's place, whichever is rounded first."""
+    key = keyed(3)(key_bytes(prg))
+    stream = keystream(prg, key, 4 * 30)
     u = [Fraction(int.from_bytes(stream[at : at + 4], "little"), 2**32) for at in range(0, 120, 4)]
     values = np.linspace(-3, 3, 30)
-    rounding = Rounding(keyed(3))
-    got = [*rounding.to_integers(values[:7], 16), *rounding.to_integers(values[7:], 16)]
-    assert [int(x) for x in got] == [
+    rounding, got = Rounding(prg, keyed(3)), np.zeros(30, np.int64)
+    for start, stop in [(0, 7), (7, 16), (16, 30)][::order]:
+        got[start:stop] = rounding.to_integers(values[start:stop], 16, start)
+        np.testing.assert_array_equal(
+            rounding.uniform(start, stop), np.frombuffer(stream, "<u4")[start:stop]
+        )
+    assert got.tolist() == [
         math.floor(Fraction(float(x)) + y) for x, y in zip(values, u, strict=True)
     ]
 
@@ -88,7 +109,7 @@ def test_unbiased(fraction: float, whole: int, keyed: Keyed) -> None:
     """The mean of many roundings is the value, also where its float has few bits left."""
     draws = 100_000
     values = np.full(draws, whole + fraction)
-    got = Rounding(keyed(11)).to_integers(values, 2**42)
+    got = Rounding(AES_CTR, keyed(11)).to_integers(values, 2**42)
     ups = int(np.count_nonzero(got == whole + 1))
     assert ups + int(np.count_nonzero(got == whole)) == draws
     deviation = math.sqrt(fraction * (1 - fraction) / draws)
@@ -97,13 +118,13 @@ def test_unbiased(fraction: float, whole: int, keyed: Keyed) -> None:
 
 def test_unbiased_at_the_end_of_a_float(keyed: Keyed) -> None:
     """2^51 + 1/2 is the last place where a float64 has a half."""
-    got = Rounding(keyed(12)).to_integers(np.full(100_000, 2.0**51 + 0.5), 2**61)
+    got = Rounding(AES_CTR, keyed(12)).to_integers(np.full(100_000, 2.0**51 + 0.5), 2**61)
     assert abs(int((got - 2**51).sum()) / 100_000 - 0.5) < 0.01
 
 
 def test_independent_of_its_neighbours(keyed: Keyed) -> None:
     """Elements do not share rounding bits."""
-    got = Rounding(keyed(13)).to_integers(np.full(100_000, 0.5), 16)
+    got = Rounding(AES_CTR, keyed(13)).to_integers(np.full(100_000, 0.5), 16)
     for distance in (1, 2, 4, 16, 50_000):
         agree = float(np.mean(got[distance:] == got[:-distance]))
         assert abs(agree - 0.5) < 0.02
@@ -117,12 +138,13 @@ def test_the_key_is_fresh_and_of_the_entropy() -> None:
         return bytes([len(sizes)]) * size
 
     values = np.full(256, 0.5)
-    first, second = (Rounding(entropy).to_integers(values, 16).tolist() for _ in range(2))
-    assert sizes == [16, 16]
-    assert first != second
+    for prg in MaskPrg:
+        first, second = (Rounding(prg, entropy).to_integers(values, 16).tolist() for _ in range(2))
+        assert sizes[-2:] == [key_bytes(prg)] * 2
+        assert first != second
 
 
 def test_its_input_stays(keyed: Keyed) -> None:
     values = np.array([0.25, -1.5, 3.0])
-    Rounding(keyed(1)).to_integers(values, 16)
+    Rounding(AES_CTR, keyed(1)).to_integers(values, 16)
     assert values.tolist() == [0.25, -1.5, 3.0]

@@ -137,11 +137,14 @@ class SimDisk:
         file = self._platter.files.get(name)
         return None if file is None or file.now is None else bytes(file.now)
 
-    def view(self, name: str) -> memoryview | None:
-        """Map a whole file read-only; None if there is none."""
+    def view(self, name: str, start: int = 0, size: int | None = None) -> memoryview | None:
+        """Map a file read-only, or a range of it; None if there is none."""
         self._look()
         file = self._platter.files.get(name)
-        return None if file is None or file.now is None else memoryview(file.now).toreadonly()
+        if file is None or file.now is None:
+            return None
+        stop = None if size is None else start + size
+        return memoryview(file.now).toreadonly()[start:stop]
 
     def names(self, folder: str = "") -> list[str]:
         """Return all files under a folder, by full name, sorted."""
@@ -157,9 +160,9 @@ class SimDisk:
         file = self._file(name)
         self._change(file, data, lambda part: bytes(file.now or b"") + part)
 
-    def replace(self, name: str, data: bytes | memoryview) -> None:
+    def replace(self, name: str, *parts: bytes | memoryview) -> None:
         """Give a file this content, durably: a crash leaves the old content or the new."""
-        file, new = self._file(name), bytes(data)
+        file, new = self._file(name), b"".join(parts)
         self._change(file, new, lambda part: new if len(part) == len(new) else file.durable)
 
     def truncate(self, name: str, size: int) -> None:

@@ -8,7 +8,7 @@ else. Nothing here decides what is right: that is for the tests.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -59,6 +59,8 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.server import Opening, ServerRound, describe
+from secagg.masking.uploads import InMemory
+from secagg.ring.expand import Encoded, Mask, masked
 from secagg.ring.vectors import PowerRing, PrimeRing, Ring, Vector, ring_of
 from secagg.suite import KeyName, Suite
 
@@ -281,6 +283,7 @@ class Play:
         drawn = Keyed("seeds", entropy, round_number, attempt)
         self.seeds = {name: drawn(32) if seals else b"" for name in names}
         self.vectors = {name: vector.copy() for name, vector in self.inputs.items()}
+        self.encodings: list[SiloId] = []
 
     def again(self, **changes: Any) -> Play:
         """Another attempt by the same members with the same ledgers."""
@@ -312,8 +315,8 @@ class Play:
                 vector, seed = self.vectors[name], self.seeds[name]
                 state, reply = client.seal_input(state, told, vector, seed)
             case Dealt():
-                vector, seed = self.vectors[name], self.seeds[name]
-                state, reply = client.mask_input(state, told, vector, seed)
+                encoded, seed = self.encoded(name), self.seeds[name]
+                state, reply, self.vectors[name] = client.mask_input(state, told, encoded, seed)
             case Survivors():
                 state, reply = client.check_survivors(state, told, ledger)
             case Signatures():
@@ -323,6 +326,15 @@ class Play:
                 return client.check_result(told, member, self.expected, state)
         self.states[name] = state
         return reply
+
+    def encoded(self, name: SiloId) -> Encoded:
+        """A member's input, made when it is asked for; ``encodings`` says who was asked."""
+
+        def encode(masks: Sequence[Mask], prg: MaskPrg) -> Vector:
+            self.encodings.append(name)
+            return masked(self.ring, self.vectors[name])(masks, prg)
+
+        return encode
 
     def step(self, name: SiloId) -> Any:
         """Let a member answer the server's broadcast and keep what it says."""
@@ -334,7 +346,15 @@ class Play:
     def accept(self, message: Any) -> bool:
         """Give the server a message, with the sender's vector where one belongs to it."""
         vector = self.vectors[message.sender] if isinstance(message, MaskedInput) else None
-        return self.server.accept(message, vector)
+        return self.give(message, vector)
+
+    def give(self, message: Any, vector: Vector | None) -> bool:
+        """Give the server a message and a vector."""
+        return self.server.accept(message, None if vector is None else self.uploaded(vector))
+
+    def uploaded(self, vector: Vector) -> InMemory:
+        """A vector as the server takes it."""
+        return InMemory(vector, self.session.chunk_bytes)
 
     def gather(self, *, without: Iterable[SiloId] = ()) -> None:
         """Let everybody who is expected answer, and give it to the server."""
@@ -423,15 +443,19 @@ Alter = Callable[[Play, Any], Any]
 def check_refused(
     play: Play, told: Any, code: str, error: type[SecaggError], name: SiloId = ME
 ) -> None:
-    """Tell a member something bad: refused by class and code, nothing recorded, state spent."""
+    """Tell a member something bad: refused by class and code, nothing recorded, state spent.
+
+    No update was made for it, either.
+    """
     before, states = ledger_snapshot(play.ledgers[name]), dict(play.states)
-    vector = play.vectors[name].copy()
+    vector, encodings = play.vectors[name].copy(), list(play.encodings)
     with pytest.raises(error) as caught:
         play.answer(name, told)
     assert (type(caught.value), caught.value.code) == (error, code)
     assert play.states == states
     assert ledger_snapshot(play.ledgers[name]) == before
     np.testing.assert_array_equal(play.vectors[name], vector)
+    assert play.encodings == encodings
     if not isinstance(told, Descriptor | Result):
         with pytest.raises(OutOfOrder) as spent:
             play.answer(name, play.told(name))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from secagg.config import Clip, Phase, Policy, Protection, ThresholdRule
+from secagg.config import Clip, MaskPrg, Phase, Policy, Protection, ThresholdRule
 from secagg.crypto import keys
+from secagg.crypto.digest import vector_digest
 from secagg.crypto.secret import Secret
 from secagg.crypto.shamir import PRIME
-from secagg.errors import FaultyServer, MalformedMessage, OutOfOrder, PolicyRefused, SecaggError
+from secagg.errors import (
+    FaultyServer,
+    InputError,
+    MalformedMessage,
+    OutOfOrder,
+    PolicyRefused,
+    SecaggError,
+)
 from secagg.masking import client, transcript
 from secagg.masking.ledger import Joined, MemoryLedger, Recorded, Revealed
 from secagg.masking.messages import (
@@ -30,6 +38,8 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.shares import HeldShares, seal_shares
+from secagg.ring.expand import Mask
+from secagg.ring.vectors import Vector
 
 from .harness import (
     BASE,
@@ -1004,6 +1014,40 @@ def test_result_where_the_manifest_names_no_coordinator(play: Play) -> None:
 
 
 # Across phases.
+
+
+def test_the_update_is_made_once_and_committed_to_as_it_was_returned(play: Play) -> None:
+    """With a mask of its own and one for each peer, after all checks."""
+    play.advance(Phase.MASKED_INPUT)
+    assert play.encodings == []
+    asked: list[int] = []
+    vector = np.arange(play.opening.length, dtype=play.ring.dtype)
+
+    def encoded(masks: Sequence[Mask], prg: MaskPrg) -> Vector:
+        asked.append(len({mask.key.reveal() for mask in masks}))
+        assert prg is play.session.mask_prg
+        return vector
+
+    _, commit, returned = client.mask_input(play.states[ME], play.told(ME), encoded)
+    assert asked == [len(play.session.silos)]
+    assert returned is vector
+    words = vector_digest(play.ring.pack(vector), play.session.chunk_bytes)
+    assert commit.vector_digest == words
+
+
+def test_an_update_that_cannot_be_made_is_not_made_twice(play: Play) -> None:
+    """Masks go onto one vector: whoever fails with them begins another attempt."""
+    play.advance(Phase.MASKED_INPUT)
+
+    def encoded(masks: Sequence[Mask], prg: MaskPrg) -> Vector:
+        raise InputError("tensor-finite", "A tensor holds NaN.")
+
+    with pytest.raises(InputError):
+        client.mask_input(play.states[ME], play.told(ME), encoded)
+    with pytest.raises(OutOfOrder) as spent:
+        play.step(ME)
+    assert spent.value.code == "state-spent"
+    assert play.encodings == []
 
 
 def test_states_and_messages_show_no_secret(play: Play) -> None:

@@ -32,7 +32,7 @@ from hypothesis import HealthCheck, given, note, settings
 from hypothesis import Phase as HypothesisPhase
 from hypothesis import strategies as st
 
-from secagg.config import Policy, SiloId
+from secagg.config import MaskPrg, Policy, SiloId
 from secagg.crypto import sign as sign_module
 from secagg.crypto.keys import KeyPair
 from secagg.crypto.secret import Secret
@@ -60,7 +60,8 @@ from secagg.masking.messages import (
     Unmasking,
 )
 from secagg.masking.shares import HeldShares, seal_shares
-from secagg.ring.vectors import PowerRing
+from secagg.ring.expand import Mask, masked
+from secagg.ring.vectors import PowerRing, Vector
 
 from .conftest import EXAMPLES
 from .harness import (
@@ -108,7 +109,7 @@ def memoised() -> Iterator[None]:
     @lru_cache(2**17)
     def agreed(private: bytes, public: bytes, peer: bytes) -> Secret | None:
         try:
-            return agree(KeyPair(Secret(private), public), peer)
+            return agree(KeyPair.from_private(Secret(private)), peer)
         except MalformedMessage:
             return None
 
@@ -444,12 +445,16 @@ class HonestClient:
             case Roster():
                 return client.share_keys(state, told, entropy=self.entropy)
             case Dealt():
-                return client.mask_input(state, told, np.arange(3, dtype=RING.dtype))
+                return client.mask_input(state, told, self._encode)[:2]
             case Survivors():
                 return client.check_survivors(state, told, self.ledger)
             case _:
                 checked = client.check_consistency(state, told)
                 return client.reveal_shares(checked, self.ledger.record(checked.entry))
+
+    @staticmethod
+    def _encode(masks: Sequence[Mask], prg: MaskPrg) -> Vector:
+        return masked(RING, np.arange(3, dtype=RING.dtype))(masks, prg)
 
     def _send(self, attempt: Attempt, told: Any, state: Any, message: Any) -> None:
         note(f"  sends {type(message).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import fields, replace
 from typing import Any
 
@@ -13,11 +14,13 @@ from secagg.config import MAX_COHORT
 from secagg.crypto.secret import Secret
 from secagg.crypto.shamir import SHARE_BYTES
 from secagg.errors import MalformedMessage
+from secagg.masking import messages
 from secagg.masking.messages import (
     BOX_BYTES,
     AdvertiseKeys,
     Box,
     Commitment,
+    Commitments,
     Consistency,
     Dealing,
     Dealt,
@@ -385,3 +388,55 @@ def test_no_two_types_are_signed_alike() -> None:
     kinds = {kind for cls, kind in SIGNED_AS.items() if cls is not Dealing}
     assert len(kinds) == len(SIGNED_AS) - 1
     assert Keyed("a")(8) != Keyed("b")(8)
+
+
+def test_commitments_are_a_tuple_by_holder() -> None:
+    both = (COMMITMENT, Commitment(B, SIG[:32], H))
+    made = Commitments(both)
+    assert made == both
+    assert made == Commitments(iter(both))
+    assert dict(made.of) == {A: both[0], B: both[1]}
+    assert list(made.of) == [A, B]
+    assert Commitments(()).of == {}
+    for wrong in (both[::-1], (both[0], both[0]), [both[0]] * (MAX_COHORT + 1)):
+        with pytest.raises(MalformedMessage, match="message-order"):
+            Commitments(wrong)
+
+
+def test_the_digest_of_commitments_tells_them_apart() -> None:
+    """Each field of each of them, their number and whom they are for."""
+    lists = [
+        (),
+        (COMMITMENT,),
+        (COMMITMENT, Commitment(B, H, H)),
+        (Commitment(B, H, H),),
+        (Commitment(A, SIG[:32], H),),
+        (Commitment(A, H, SIG[:32]),),
+    ]
+    digests = [Commitments(each).digest for each in lists]
+    assert len(set(digests)) == len(lists)
+    assert digests == [Commitments(list(each)).digest for each in lists]
+    for each, one in zip(lists, digests, strict=True):
+        assert replace(SHARED, commitments=each).commitments.digest == one
+
+
+def test_commitments_are_checked_and_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every holder is told every dealer's: a server would do it n² times for each of n."""
+    done: Counter[str] = Counter()
+    for name in ("_check_order", "digest"):
+        monkeypatch.setattr(messages, name, counted(getattr(messages, name), done))
+    shared = ShareKeys(A, (COMMITMENT, Commitment(B, H, H)), (BOX,), SIG)
+    dealings = [Dealing(A, shared.commitments, H, BOX.sealed, SIG) for _ in range(50)]
+    bodies = {dealing.body() for dealing in dealings}
+    assert len(bodies) == 1
+    assert {id(dealing.commitments) for dealing in dealings} == {id(shared.commitments)}
+    assert {id(dealing.commitments.of) for dealing in dealings} == {id(shared.commitments.of)}
+    assert done == {"_check_order": 2, "digest": 1}  # and the boxes' order
+
+
+def counted(function: Any, done: Counter[str]) -> Any:
+    def call(*args: Any) -> Any:
+        done[function.__name__] += 1
+        return function(*args)
+
+    return call

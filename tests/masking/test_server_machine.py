@@ -112,7 +112,7 @@ class Server(RuleBasedStateMachine):
         refusal: SecaggError | None = None
         taken = False
         try:
-            taken = play.server.accept(message, vector)
+            taken = play.give(message, vector)
         except (FaultyClient, TooLate) as error:
             refusal = error
         if not taken:

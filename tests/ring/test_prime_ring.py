@@ -30,8 +30,9 @@ from secagg.config import (
 from secagg.crypto.prg import key_bytes
 from secagg.crypto.secret import Secret
 from secagg.errors import ConfigError
-from secagg.ring import expand, vectors
+from secagg.ring import expand, native, vectors
 from secagg.ring.expand import Mask, apply_masks
+from secagg.ring.native import Path
 from secagg.ring.vectors import PowerRing, PrimeRing, Ring, RunningSum, Vector, ring_of
 from secagg.suite import Suite
 
@@ -41,6 +42,8 @@ LEAST = 2**54 - 2**20 + 1
 MODULI = (Q, LEAST, 2**54 - 1)
 TOP = 2**64 - 1
 SMALL_TILE = 64
+PATHS = native.available()
+paths = pytest.mark.parametrize("path", PATHS)
 
 
 class SmallRing(PrimeRing):
@@ -323,6 +326,11 @@ def test_every_residue_has_as_many_words(modulus: int) -> None:
     assert len(again) == 5000
 
 
+def paths_for(often: bool) -> tuple[Path, ...]:
+    """The kernel has no modulus that rejects words often."""
+    return (Path.OPENSSL,) if often else PATHS
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[MaskPrg, list[int], list[Mask], int]:
     prg = draw(st.sampled_from(MaskPrg))
@@ -348,18 +356,20 @@ def twin(
 
 @settings(deadline=None, max_examples=80)
 @given(case=cases(), often=st.booleans(), threads=st.sampled_from((1, 2, 3, 50)))
-def test_masks_equal_the_twin(
+def test_masks_of_every_path_equal_the_twin(
     case: tuple[MaskPrg, list[int], list[Mask], int], often: bool, threads: int
 ) -> None:
-    """Both with the modulus that ships and with one that rejects every second word."""
+    """Both with moduli that the kernel takes and with one that rejects every second word."""
     prg, words, masks, start = case
-    ring: Ring = SmallRing(2**53) if often else PrimeRing(Q)
-    modulus = 2**53 if often else Q
-    vector = np.array(words, "<u8")
-    with tiles_of(SMALL_TILE):
-        apply_masks(ring, vector, masks, prg, start=start, threads=threads)
-    assert vector.tolist() == twin(modulus, words, masks, prg, start)
-    assert not len(vector) or int(vector.max()) < modulus
+    for modulus in (2**53,) if often else MODULI:
+        ring: Ring = SmallRing(modulus) if often else PrimeRing(modulus)
+        expected = twin(modulus, words, masks, prg, start)
+        for path in paths_for(often):
+            vector = np.array(words, "<u8")
+            with tiles_of(SMALL_TILE):
+                apply_masks(ring, vector, masks, prg, start=start, threads=threads, path=path)
+            assert vector.tolist() == expected, path
+            assert not len(vector) or int(vector.max()) < modulus
 
 
 @settings(deadline=None, max_examples=40)
@@ -373,11 +383,15 @@ def test_range_by_range_equals_the_whole_and_the_inverse_takes_it_off(
     whole, parts = np.array(words, "<u8"), np.array(words, "<u8")
     cuts = data.draw(st.lists(st.integers(0, len(words)), max_size=4).map(sorted))
     with tiles_of(SMALL_TILE):
-        apply_masks(ring, whole, masks, prg, start=start, threads=1)
+        path = data.draw(st.sampled_from(paths_for(often)))
+        apply_masks(ring, whole, masks, prg, start=start, threads=1, path=path)
         for low, high in zip([0, *cuts], [*cuts, len(words)], strict=True):
-            apply_masks(ring, parts[low:high], masks, prg, start=start + low, threads=2)
+            part = parts[low:high]
+            apply_masks(ring, part, masks, prg, start=start + low, threads=2, path=path)
         assert parts.tolist() == whole.tolist()
-        apply_masks(ring, parts, [mask.inverse() for mask in masks], prg, start=start, threads=3)
+        inverse = [mask.inverse() for mask in masks]
+        path = data.draw(st.sampled_from(paths_for(often)))
+        apply_masks(ring, parts, inverse, prg, start=start, threads=3, path=path)
     assert parts.tolist() == words
 
 
@@ -389,14 +403,15 @@ def test_a_rejected_word_is_drawn_again_from_the_next_streams_until_one_fits(prg
     assert max(used) >= 8
     assert 250 < sum(used[number] for number in used if number) < 350
     vector = np.zeros(length, "<u8")
-    ring = SmallRing(modulus)
-    apply_masks(ring, vector, [Mask(Secret(key), add=True)], prg, threads=1)
+    ring, mask = SmallRing(modulus), Mask(Secret(key), add=True)
+    apply_masks(ring, vector, [mask], prg, threads=1, path=Path.OPENSSL)
     assert vector.tolist() == expected
 
 
 @pytest.mark.parametrize("prg", MaskPrg)
 @pytest.mark.parametrize("threads", [1, 2, None])
-def test_real_tiles(prg: MaskPrg, threads: int | None) -> None:
+@paths
+def test_real_tiles(prg: MaskPrg, threads: int | None, path: Path) -> None:
     """Three tiles and a word of the size that ships, the modulus that ships, NumPy's own sums."""
     ring = PrimeRing(Q)
     length, start = 3 * expand.TILE_BYTES // 8 + 1, 5
@@ -408,18 +423,20 @@ def test_real_tiles(prg: MaskPrg, threads: int | None) -> None:
         assert int(words.max()) < Q, "a chance of 2^-20"
         expected = (expected + (words if mask.add else np.uint64(Q) - words)) % np.uint64(Q)
     vector = ring.zeros(length)
-    apply_masks(ring, vector, masks, prg, start=start, threads=threads)
+    apply_masks(ring, vector, masks, prg, start=start, threads=threads, path=path)
     np.testing.assert_array_equal(vector, expected)
 
 
 @pytest.mark.parametrize("count", [1022, 1023, 1024, 1025, 2050])
 @pytest.mark.parametrize("add", [True, False])
-def test_more_masks_than_a_word_holds_terms(count: int, add: bool) -> None:
+@paths
+def test_more_masks_than_a_word_holds_terms(count: int, add: bool, path: Path) -> None:
     """One key a thousand times: the sum is that many times its residues, reduced on the way."""
     key, length = b"k" * 16, 9
     drawn, _ = residues(Q, AES_CTR, key, length)
     vector = np.full(length, Q - 1, "<u8")
-    apply_masks(PrimeRing(Q), vector, [Mask(Secret(key), add=add)] * count, AES_CTR, threads=1)
+    masks = [Mask(Secret(key), add=add)] * count
+    apply_masks(PrimeRing(Q), vector, masks, AES_CTR, threads=1, path=path)
     sign = count if add else -count
     assert vector.tolist() == [(Q - 1 + sign * residue) % Q for residue in drawn]
 
@@ -447,8 +464,8 @@ def test_the_greatest_words_are_rejected_as_often_as_they_come(
         return Fake(0xFF if stream < rejected else 0x40)
 
     monkeypatch.setattr(expand, "open_stream", fake)
-    vector = np.zeros(3, "<u8")
-    apply_masks(PrimeRing(Q), vector, [Mask(Secret(bytes(16)), add=True)], AES_CTR, threads=1)
+    vector, mask = np.zeros(3, "<u8"), Mask(Secret(bytes(16)), add=True)
+    apply_masks(PrimeRing(Q), vector, [mask], AES_CTR, threads=1, path=Path.OPENSSL)
     assert vector.tolist() == [0x4040404040404040 >> 10] * 3
     assert opened == [0, *(list(range(1, rejected + 1)) * 3)]
 
@@ -466,7 +483,8 @@ def test_a_mask_that_adds_up_to_words_at_their_end(monkeypatch: pytest.MonkeyPat
     for add, count in ((True, 1023), (True, 1024), (False, 1023), (False, 3000)):
         vector = np.full(4, Q - 1, "<u8")
         mask = Mask(Secret(bytes(16)), add=add)
-        apply_masks(PrimeRing(Q), vector, [mask] * count, AES_CTR, threads=1)
+        masks = [mask] * count
+        apply_masks(PrimeRing(Q), vector, masks, AES_CTR, threads=1, path=Path.OPENSSL)
         assert vector.tolist() == [(Q - 1) * (1 + (count if add else -count)) % Q] * 4
 
 

@@ -6,7 +6,7 @@ It holds the real coordinator's identity key, so a test can have it sign whateve
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -54,8 +54,8 @@ class MemoryDisk:
     def append(self, name: str, data: bytes) -> None:
         self.files[name] = self.files.get(name, b"") + data
 
-    def replace(self, name: str, data: bytes | memoryview) -> None:
-        self.files[name] = bytes(data)
+    def replace(self, name: str, *parts: bytes | memoryview) -> None:
+        self.files[name] = b"".join(parts)
 
     def truncate(self, name: str, size: int) -> None:
         self.files[name] = self.files[name][:size]
@@ -114,6 +114,10 @@ class FakeChannel:
     def call_many(self, method: str, requests: Iterable[Message], kind: type[Message]) -> None:
         for request in requests:
             self.call(method, request, kind)
+
+    def each(self, method: str, requests: Iterable[Any], kind: type) -> Iterator[Any]:
+        for request in requests:
+            yield self.call(method, request, kind)
 
     def once(self, method: str, request: Message, *, seconds: float) -> None:
         self.call(method, request, api.Ack)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -149,6 +149,10 @@ class Desk:
     def call_many(self, method: str, requests: Iterable[Any], kind: type) -> None:
         for request in requests:
             self.call(method, request, kind)
+
+    def each(self, method: str, requests: Iterable[Any], kind: type) -> Iterator[Any]:
+        for request in requests:
+            yield self.call(method, request, kind)
 
     def _PutChunk(self, request: api.PutChunkRequest) -> api.Ack:
         if self.refusals:

@@ -27,6 +27,7 @@ from secagg.errors import CredentialError, FaultyServer, NotFound, TooLate
 from secagg.pki.authority import Authority
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.chunks import PutChunkRequest
 
 from .federation import CONSORTIUM, Consortium, Federation, enrol, make_sum, refused, settle
 
@@ -331,8 +332,63 @@ def test_a_reply_of_another_kind(session: Session, monkeypatch: pytest.MonkeyPat
         session._channel.call("ListResults", api.ListResultsRequest(), api.ListResultsReply)
 
 
+def test_replies_come_in_the_order_of_their_requests(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More requests than may be in flight, and faults that are tried again among them."""
+    channel = session._channel
+    answered = 0
+    pick_up = Channel._pick_up
+
+    def answering(self: Channel, method: str) -> Any:
+        line, _ = pick_up(self, method)
+
+        def future(request: Any, timeout: float) -> Any:
+            def result() -> api.GetChunkReply:
+                nonlocal answered
+                answered += 1
+                if answered % 3 == 0:
+                    raise Fault(grpc.StatusCode.UNAVAILABLE)
+                return answer(request, timeout)
+
+            return SimpleNamespace(result=result, cancel=lambda: None)
+
+        def answer(request: Any, timeout: float) -> api.GetChunkReply:
+            return api.GetChunkReply(data=str(request.offset).encode())
+
+        answer.future = future  # type: ignore[attr-defined]
+        return line, answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "_pick_up", answering)
+        requests = (api.GetChunkRequest(offset=at) for at in range(20))
+        replies = channel.each("GetChunk", requests, api.GetChunkReply)
+        assert [int(reply.data) for reply in replies] == list(range(20))
+        with pytest.raises(FaultyServer, match="another message"):
+            list(channel.each("GetChunk", [api.GetChunkRequest()], api.Ack))
+    assert not channel._line.calls
+
+
+def test_who_stops_early_leaves_no_call(session: Session) -> None:
+    channel = session._channel
+    request = api.ListResultsRequest(session_id=session._membership.member.session_id)
+    asked = 0
+
+    def requests() -> Iterator[api.ListResultsRequest]:
+        nonlocal asked
+        for _ in range(50):
+            asked += 1
+            yield request
+
+    replies = channel.each("ListResults", requests(), api.ListResultsReply)
+    assert next(replies) == api.ListResultsReply()
+    replies.close()
+    assert asked == module.CALLS_IN_FLIGHT
+    assert not channel._line.calls
+
+
 def test_an_upload_covers_its_blob_once(session: Session) -> None:
-    sent: list[api.PutChunkRequest] = []
+    sent: list[PutChunkRequest] = []
     member = session._membership.member
     member = replace(member, session=replace(member.session, chunk_bytes=64))
     data = os.urandom(200)
@@ -345,3 +401,4 @@ def test_an_upload_covers_its_blob_once(session: Session) -> None:
     assert [request.offset for request in sent] == [0, 64, 128, 192]
     assert b"".join(request.data for request in sent) == data
     assert {request.total for request in sent} == {200}
+    assert all(request.data.obj is data for request in sent), "views, no copies"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -525,9 +526,9 @@ def test_an_update_comes_back_to_the_bit(world: World) -> None:
     assert world.disk.read(name) == first  # nothing in it is left to chance
 
 
-def summing(federation: Federation, place: Path, rounds: int = 2) -> World:
+def summing(federation: Federation, place: Path, rounds: int = 2, **changes: Any) -> World:
     """A world of sums, whose first round gets no result yet."""
-    world = World(federation, place, tasks=(make_sum(rounds=rounds),))
+    world = World(federation, place, **{"tasks": (make_sum(rounds=rounds),)} | changes)
 
     def die(_: Any) -> Any:
         raise Died
@@ -536,10 +537,10 @@ def summing(federation: Federation, place: Path, rounds: int = 2) -> World:
     return world
 
 
-def bind(session: Session, update: bytes) -> None:
+def bind(session: Session, update: bytes, task: str = "statistics") -> None:
     """As if an attempt had been joined with this update."""
     member = session._membership.member
-    base, position = session._past.base("statistics"), session._past.position("statistics")
+    base, position = session._past.base(task), session._past.position(task)
     session._ledger.record(
         Joined(session.name, member.session_id, 1, 1, base, bytes(32), position, update)
     )
@@ -567,6 +568,41 @@ def test_an_attempt_that_was_joined_wants_its_own_update_again(
             world.join().sum({"x": np.full(2, value)})
         assert (world.update == first) == known
     assert caplog.text.count("the tensors given now are not used") == (2 if joined else 0)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_an_update_in_bfloat16_survives_a_restart(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    """No file of NumPy's holds such numbers, and no dtype's name tells them: they are widened."""
+    world = summing(federation, tmp_path / "kept", tasks=(make_task(),))
+    watch(monkeypatch, world)
+    values = np.array([1.5, -0.0, 2.0**-130, 3.140625, -7.0])
+    tensors = {
+        "x": values.astype(ml_dtypes.bfloat16),
+        "y": np.ones((2, 3), ml_dtypes.bfloat16).T,
+        "z": np.float32([[0.1]]),
+    }
+    assert tensors["x"].tolist() == values.tolist()
+    session = world.join()
+    with pytest.raises(Died):
+        session.mean(tensors, 2.0)
+    first = world.update
+    if joined:
+        bind(session, first, "training")
+    again = world.join()
+    kept = again._checkpoints.find_update("training", session._past.position("training"))
+    assert kept is not None
+    assert again._digest_of(kept) == first
+    assert {array.dtype for array in kept.tensors.values()} == {np.dtype("<f4")}
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(kept.tensors[name], array.astype(np.float32), strict=True)
+    with pytest.raises(Died):
+        again.mean(tensors, 2.0)  # the same numbers, so the same update
+    assert world.update == first
+    with pytest.raises(Died):
+        world.join().mean(tensors | {"z": np.zeros((1, 1))}, 2.0)
+    assert (world.update == first) == joined
 
 
 def test_an_attempt_whose_update_is_lost_is_not_joined_with_another(

@@ -262,8 +262,8 @@ def test_every_guarded_message_leaves_after_its_entry_is_durable(
         real_append(self, file, data)
         note(json.loads(data)["kind"])
 
-    def replace(self: LocalDisk, file: str, data: Any) -> None:
-        real_replace(self, file, data)
+    def replace(self: LocalDisk, file: str, *parts: Any) -> None:
+        real_replace(self, file, *parts)
         note(file.rpartition("/")[2].partition("-")[0])
 
     monkeypatch.setattr(Channel, "call", call)

@@ -36,6 +36,7 @@ from secagg.masking import client, transcript
 from secagg.masking.messages import SEED_BYTES, Result
 from secagg.pki.credentials import read_keys
 from secagg.pki.names import Role
+from secagg.ring.expand import masked
 from secagg.suite import Suite
 from secagg.wire import attempt as wire
 from secagg.wire._pb import service_pb2 as api
@@ -297,7 +298,8 @@ class Trainer:
             session._encode = real  # type: ignore[method-assign]
             seed = b"\x08" * SEED_BYTES
             arguments = {"weight": update.weight, "metrics": update.metrics}
-            return codec.encode(update.tensors, **arguments, sealer=other, seed=seed), seed
+            vector = codec.encode(update.tensors, **arguments, sealer=other, seed=seed)
+            return masked(codec.ring, vector), seed
 
         session._encode = encode  # type: ignore[method-assign]
 
@@ -485,14 +487,14 @@ def test_an_update_is_submitted_again_under_a_fresh_seed(
     class Died(Exception):
         """Its process is gone."""
 
-    def mask_input(state: Any, event: Any, vector: Any, seed: bytes) -> Any:
+    def mask_input(state: Any, event: Any, encoded: Any, seed: bytes) -> Any:
         with lock:
             seen.append((state.attempt.me, seed))
             dies = [me for me, _ in seen].count("d") == 1 and state.attempt.me == "d"
             dies |= state.attempt.me == "c" and [me for me, _ in seen].count("c") == 1
         if dies:
             raise Died
-        return real(state, event, vector, seed)
+        return real(state, event, encoded, seed)
 
     monkeypatch.setattr(client, "mask_input", mask_input)
 

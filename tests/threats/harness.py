@@ -45,7 +45,7 @@ from secagg.masking.messages import (
 )
 from secagg.masking.server import Opening, describe
 from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
-from secagg.ring.expand import Mask, apply_masks
+from secagg.ring.expand import Mask, apply_masks, masked
 from secagg.ring.vectors import PowerRing, RunningSum, Vector, ring_of
 from secagg.simulation import TASK, Federation
 
@@ -191,9 +191,10 @@ class Attempt:
                 seed = self.seeds[name]
                 state, reply = client.seal_input(state, told, self.uploads[name], seed)
             case Dealt():
-                self.uploads[name] = self.vectors[name].copy()
-                seed = self.seeds[name]
-                state, reply = client.mask_input(state, told, self.uploads[name], seed)
+                encoded = masked(self.ring, self.vectors[name].copy())
+                state, reply, self.uploads[name] = client.mask_input(
+                    state, told, encoded, self.seeds[name]
+                )
             case Survivors():
                 state, reply = client.check_survivors(state, told, memory)
             case _:

@@ -8,7 +8,7 @@ as in a session that does not seal, without one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -64,6 +64,10 @@ class Desk:
     def call_many(self, method: str, requests: Iterable[Any], kind: type) -> None:
         for request in requests:
             self.call(method, request, kind)
+
+    def each(self, method: str, requests: Iterable[Any], kind: type) -> Iterator[Any]:
+        for request in requests:
+            yield self.call(method, request, kind)
 
     def put(self, blob: api.Blob, data: bytes | bytearray) -> bytes:
         """Put bytes in a blob's place; returns their digest."""

@@ -31,6 +31,7 @@ from secagg.encoding.schema import Schema
 from secagg.errors import FaultyClient, MalformedMessage, PolicyRefused
 from secagg.masking import client
 from secagg.masking.server import ServerRound
+from secagg.ring.expand import masked
 from secagg.ring.vectors import PowerRing, PrimeRing, Vector
 from secagg.simulation import TASK, Federation, Lie, RoundResult, Script
 from secagg.suite import SUMS_PER_KEY, KeyName, Parameters, Suite
@@ -410,7 +411,9 @@ def under_another_key() -> Any:
         real(self, codec, held, *rest)
         silo = self.silo(D)
         foreign = codec.encode(held[D], weight=1e3, metrics={}, sealer=other, seed=silo.seed)
-        silo.vector = np.concatenate([foreign[:N], silo.vector[N:]])  # the weight stays plausible
+        own = silo.encoded((), self.session.mask_prg)
+        joined = np.concatenate([foreign[:N], own[N:]])  # the weight stays plausible
+        silo.encoded = masked(codec.ring, joined)
 
     return encode
 
@@ -544,9 +547,8 @@ def test_seed_that_was_taken() -> None:
             seed = self.silo(A).seed
             silo = self.silo(C)
             silo.seed = seed
-            silo.vector = codec.encode(
-                held[C], weight=1e3, metrics={}, sealer=self.sealer, seed=seed
-            )
+            vector = codec.encode(held[C], weight=1e3, metrics={}, sealer=self.sealer, seed=seed)
+            silo.encoded = masked(codec.ring, vector)
 
         return encode
 

@@ -342,7 +342,7 @@ def test_public_key_that_gives_the_secret_away() -> None:
             held[holder] = open_shares(
                 attempt.box(A, holder) or b"",
                 Commitment(holder, commitment.mask_key, commitment.self_seed),
-                channel=KeyPair(Secret(bytes(32)), keys[holder]),
+                channel=replace(KeyPair.from_private(Secret(bytes(32))), public=keys[holder]),
                 dealer=A,
                 dealer_key=keys[A],
                 tau1=attempt.tau1,
