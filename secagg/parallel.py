@@ -60,7 +60,7 @@ def in_ranges(
             started[-1].join()
             started.pop()
         except KeyboardInterrupt as interrupt:  # what is shared is still being written
-            failures.append(interrupt)
+            failures.insert(0, interrupt)
     try:
         if failures:
             raise failures[0]

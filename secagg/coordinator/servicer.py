@@ -66,7 +66,6 @@ class Servicer:
         """Stop driving."""
         for driver in self._drivers.values():
             await driver.stop()
-        self._chunks.shutdown(wait=False)
 
     def handlers(self) -> list[grpc.GenericRpcHandler[Any, Any]]:
         """The contract's services as gRPC handlers."""

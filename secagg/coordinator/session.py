@@ -457,9 +457,8 @@ class Session(Standing):
             try:
                 live.server.accept(message, Spooled.open(blob, self.ring(live).dtype))
             except FaultyClient as fault:
-                if (
-                    fault.code == "residue-range"
-                ):  # all of it was read: to try again costs a new one
+                # To find such a word all of the vector was read: another look costs another one.
+                if fault.code == "residue-range":
                     del live.uploads[message.sender]
                     upload.discard()
                 raise

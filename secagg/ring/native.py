@@ -262,7 +262,7 @@ def _stands(what: str, faults: bool, agrees: Callable[[], bool]) -> bool:
     with contextlib.suppress(RuntimeWarning):  # where warnings are errors, too, this one is none
         warnings.warn(
             f"secagg: this processor reports the instructions of {what}, but our kernel "
-            f"{complaint} there. Masks are made more slowly, and right. Tell whoever runs the "
+            f"{complaint} there. Vectors are made more slowly, and right. Tell whoever runs the "
             "hypervisor.",
             RuntimeWarning,
             stacklevel=2,
