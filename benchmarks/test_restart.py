@@ -1,9 +1,9 @@
 """From kill -9 to serving, with a round's vectors in the spool.
 
 The floor is the same start with an empty state directory: what Python, gRPC and the certificates
-cost. What is beyond it reads the spool once, hashes it twice (each chunk, and the signed digest)
-and adds it up; the peak of memory is the whole coordinator's. Writing and syncing each vector is
-measured apart, beside the bare write.
+cost. What is beyond it reads the spool once and hashes each chunk as it adds it up; the peak of
+memory is the whole coordinator's. Writing and syncing each vector is measured apart, beside the
+bare write.
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ class Driver:
 
     Args:
         session: which.
-        fail: called once if the session could not be written down. What it holds then was never
-            acknowledged and must not be seen, so nobody gets in any more; the process has to end.
+        fail: called once if the session could not be written down, or its files are not what was
+            written. What it holds then was never acknowledged and must not be seen, so nobody gets
+            in any more; the process has to end.
     """
 
     def __init__(self, session: Session, fail: Callable[[SecaggError], None]) -> None:
