@@ -102,7 +102,7 @@ def _spool_a_round(root: Path, journal: SqliteJournal) -> None:
     )
     disk = LocalDisk(root / "state")
     means = Means(
-        lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes, 2**30
+        lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes
     )
     session = Session.create(config, secrets.token_bytes(32), means)
     keys = {

@@ -131,7 +131,7 @@ class Submission:
                 return Concluded(event, None)
             if isinstance(event, Descriptor):
                 return _Attempt(self, member, key, event).run()
-            if event is not None:
+            if event is not None:  # CHECK: event-before-descriptor
                 raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
 
     def _joined(self, member: client.Member) -> int:
@@ -150,7 +150,7 @@ class Submission:
         try:
             return _event(reply)
         except MalformedMessage as error:
-            raise FaultyServer(error.code, error.observed) from None
+            raise FaultyServer(error.code, error.observed) from None  # CHECK: event-malformed
 
 
 class _Attempt:
@@ -243,6 +243,7 @@ class _Attempt:
                 message = self._reveal(event)
                 phase = Phase.UNMASKING
             case _:
+                # CHECK: event-unknown
                 raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
         submission.progress.say(str(phase))
         return message, vector
@@ -256,7 +257,7 @@ class _Attempt:
         return self._unmasking
 
     def _in(self, kind: type[S]) -> S:
-        if not isinstance(self._state, kind):
+        if not isinstance(self._state, kind):  # CHECK: event-order
             raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
         return self._state
 

@@ -209,22 +209,23 @@ class Bridge:
         self._membership.refresh()  # who offered one may be in a newer manifest
         self._past.sync()  # and it may be after results that were released meanwhile
         found = [parsed(functools.partial(checkpoint_from_wire, m)) for m in reply.checkpoints]
-        if len({signed.sender for signed in found}) < len(found):
+        if len({signed.sender for signed in found}) < len(found):  # CHECK: checkpoint-one-a-silo
             raise FaultyServer("checkpoint-origin", "Two checkpoints are of one silo.")
         for signed in found:
-            self._check_origin(signed, wish)
+            self._check_origin(signed, wish)  # CHECK: checkpoint-origin
         return [signed for signed in found if signed.sender in self.others()]
 
     def _check_origin(self, signed: SignedCheckpoint, wish: api.CheckpointWish) -> None:
         member = self._membership.member
         right = signed.task == wish.task and signed.results > wish.results
+        # CHECK: checkpoint-asked-for
         if not right or signed.sender not in set(member.session.silos) - {member.name}:
             raise FaultyServer("checkpoint-origin", "A checkpoint is not what was asked for.")
         key = next((k for n, k in member.manifest.silos.items() if n == signed.sender), None)
         if key is None:
             return  # it left the consortium just now, and does not count any more
         try:
-            signed.verify(key, self._membership.opening_transcript)
+            signed.verify(key, self._membership.opening_transcript)  # CHECK: checkpoint-signature
         except MalformedMessage:
             raise FaultyServer(
                 "checkpoint-signature", f"A checkpoint is not signed by {signed.sender}."
@@ -238,7 +239,7 @@ class Bridge:
             NotFound: ``checkpoint-unknown``: it is not there any more.
             FaultyServer: the bytes are not those that its sender signed.
         """
-        if signed.size > judge.max_bytes:
+        if signed.size > judge.max_bytes:  # CHECK: checkpoint-size
             raise _useless(signed, "is larger than the model can be")
         member = self._membership.member
         data = download(self._channel, member, _blob(signed), signed.size, signed.digest)
@@ -253,7 +254,7 @@ class Bridge:
             about, tensors = _unpacked(data)
         except (ValueError, RecursionError):
             raise _useless(signed, "is none") from None
-        self._check_place(signed, about)
+        self._check_place(signed, about)  # CHECK: checkpoint-place
         try:
             return judge.read(tensors, about["optimizer"])
         except SecaggError as error:
@@ -262,11 +263,12 @@ class Bridge:
     def _check_place(self, signed: SignedCheckpoint, about: dict[str, Any]) -> None:
         """Return if it is after exactly these results of this silo's own history."""
         known = self._past.of(signed.task)
-        if signed.results > len(known):
+        if signed.results > len(known):  # CHECK: checkpoint-results
             raise _useless(signed, "is after results that there are not")
         number = known[signed.results - 1].round
         place = (signed.results, number, self._past.histories[number].hex())
         said = (about["results"], about["round"], about["history"])
+        # CHECK: checkpoint-past
         if said != place or [type(item) for item in said] != [int, int, str]:
             raise FaultyClientOrServer(
                 signed.sender,
@@ -396,12 +398,12 @@ def _unpacked(data: bytearray) -> tuple[dict[str, Any], bytes]:
     """
     size = int.from_bytes(data[:_LENGTH_BYTES], "little")
     text = data[_LENGTH_BYTES : _LENGTH_BYTES + min(size, MAX_ABOUT_BYTES + 1)]
-    if len(text) != size or size > MAX_ABOUT_BYTES:
+    if len(text) != size or size > MAX_ABOUT_BYTES:  # CHECK: checkpoint-about-size
         raise ValueError("a wrong size")
     about = json.loads(text.decode())
-    if type(about) is not dict or about.keys() != set(_FIELDS):
+    if type(about) is not dict or about.keys() != set(_FIELDS):  # CHECK: checkpoint-about-fields
         raise ValueError("other fields")
-    _check_nesting(about)
+    _check_nesting(about)  # CHECK: checkpoint-nesting
     return about, bytes(memoryview(data)[_LENGTH_BYTES + size :])
 
 

@@ -15,7 +15,9 @@ nothing.
 
 from __future__ import annotations
 
+import functools
 import operator
+import re
 import threading
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
@@ -52,8 +54,24 @@ CONNECT_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 300.0
 CALLS_IN_FLIGHT: Final = 4
 _MAX_REPLY_BYTES: Final = 64 * 2**20
+_IDLE_MS: Final = 30_000
+"""An idle connection is hung up by us, before the coordinator does; the next call dials again."""
 _CODE_KEY: Final = "secagg-code"
-_TRANSIENT: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED})
+_RETRY_KEY: Final = "secagg-retry-after-ms"
+_MILLISECONDS: Final = re.compile(r"[0-9]{1,9}", re.ASCII)
+_MOST_SECONDS: Final = 30.0
+"""Of a pause that the coordinator asks for: then it is asked whether it still means it."""
+_BUSY: Final = "Concurrent RPC limit"
+"""gRPC's own words where a coordinator has more calls than it takes at once."""
+_jitter: Final = tenacity.wait_random(0, 0.2)
+_backoff: Final = tenacity.wait_random_exponential(multiplier=0.2, max=5.0)
+_TRANSIENT: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        grpc.StatusCode.CANCELLED,  # not by us: a server with too many calls drops some unheard
+    }
+)
 _BY_CODE: Final[dict[str, type[SecaggError]]] = {
     "base-stale": StaleModel,
     "key-stale": StaleKey,
@@ -198,8 +216,9 @@ class Channel:
     def _land(self, method: str, request: Request, future: Any, line: _Line, kind: type[R]) -> R:
         try:
             return self._checked(future.result(), kind)
-        except grpc.RpcError:
-            return self.call(method, request, kind)  # the same again has the same reply again
+        except grpc.RpcError as error:  # the same again has the same reply again
+            again = functools.partial(self._attempt, method, request, CALL_SECONDS)
+            return self._retry(again, kind, error)
         finally:
             self._put_down(line)
 
@@ -281,23 +300,27 @@ class Channel:
             response_deserializer=getattr(api, descriptor.output_type.name).FromString,
         )
 
-    def _retry(self, attempt: Callable[[], Any], kind: type[R]) -> R:
+    def _retry(
+        self, attempt: Callable[[], Any], kind: type[R], failed: grpc.RpcError | None = None
+    ) -> R:
+        """Make an attempt until it succeeds; ``failed`` is how the first one ended, if it has."""
         limit = RETRY_SECONDS if self._reached else CONNECT_SECONDS
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(_is_transient),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
+            retry=tenacity.retry_if_exception(lambda e: not self._closed and _is_transient(e)),
+            wait=_pause,
             stop=tenacity.stop_after_delay(limit),
             reraise=True,
         )
+        attempts = attempt if failed is None else _after(failed, attempt)
         try:
-            reply = retrying(attempt)
+            reply = retrying(attempts)
         except grpc.RpcError as error:
             raise self._translate(error, limit) from None
         self._reached = True
         return self._checked(reply, kind)
 
     def _checked(self, reply: Any, kind: type[R]) -> R:
-        if not isinstance(reply, kind):
+        if not isinstance(reply, kind):  # CHECK: reply-type
             raise FaultyServer("reply-type", "The coordinator answered with another message.")
         return reply
 
@@ -309,16 +332,14 @@ class Channel:
                 f"The certificate of {self._address} is not the consortium's coordinator's.",
                 "Check the address in profile.toml, and that the authority is the same.",
             )
-        if status in _TRANSIENT:
+        if status in _TRANSIENT and not self._closed:
             return CoordinatorUnreachable(
                 "coordinator-unreachable",
                 f"{self._address} did not answer for {limit:.0f} s ({text}).",
                 "Check the address and that it serves. If it does, it refuses this certificate: "
                 "another authority's, revoked, or expired by its clock.",
             )
-        code = status.name.lower()
-        for entry in error.trailing_metadata() or ():
-            code = str(entry.value) if entry.key == _CODE_KEY else code
+        code = _told(error, _CODE_KEY) or status.name.lower()
         kind = _BY_CODE.get(code) or _BY_STATUS.get(status, CoordinatorRefused)
         return kind(code, text)
 
@@ -336,6 +357,7 @@ def _dial(address: str, credentials: Credentials) -> grpc.Channel:
             ("grpc.ssl_target_name_override", server_dns_name(credentials.identity.consortium)),
             ("grpc.max_receive_message_length", _MAX_REPLY_BYTES),
             ("grpc.max_reconnect_backoff_ms", 5_000),
+            ("grpc.client_idle_timeout_ms", _IDLE_MS),
             ("grpc.enable_retries", 0),
         ],
     )
@@ -346,8 +368,35 @@ def _is_transient(error: BaseException) -> bool:
         return False
     text = error.details() or ""
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return "Concurrent RPC limit" in text  # a busy coordinator; quotas are for good
+        return _told(error, _RETRY_KEY) is not None or _BUSY in text
     return error.code() in _TRANSIENT and not _names_bad_certificate(text)
+
+
+def _after(failed: grpc.RpcError, attempt: Callable[[], Any]) -> Callable[[], Any]:
+    """An attempt that has failed once already."""
+    failures = [failed]
+
+    def again() -> Any:
+        if failures:
+            raise failures.pop()
+        return attempt()
+
+    return again
+
+
+def _pause(state: tenacity.RetryCallState) -> float:
+    """For as long as the coordinator says that its quota needs; else back off."""
+    error = state.outcome.exception() if state.outcome is not None else None
+    told = _told(error, _RETRY_KEY) if isinstance(error, grpc.RpcError) else None
+    if told is None or not _MILLISECONDS.fullmatch(told):
+        return _backoff(state)
+    return min(int(told) / 1000, _MOST_SECONDS) + _jitter(state)
+
+
+def _told(error: grpc.RpcError, key: str) -> str | None:
+    """An entry of what came with a refusal."""
+    entries = error.trailing_metadata() or ()
+    return next((str(entry.value) for entry in entries if entry.key == key), None)
 
 
 def _names_bad_certificate(text: str) -> bool:

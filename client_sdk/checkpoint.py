@@ -207,11 +207,11 @@ class Checkpoints:
         view = memoryview(data)
         at = _digest_place(view)
         digest = self._digest(view[:at], view[at + len(_BLANK) :]).encode()
-        if not hmac.compare_digest(data[at : at + len(_BLANK)], digest):
+        if not hmac.compare_digest(data[at : at + len(_BLANK)], digest):  # CHECK: checkpoint-digest
             raise ValueError("it is damaged, or another silo's")
         header = json.loads(data[_LENGTH_BYTES : _header_end(data)])
         about = json.loads(header["__metadata__"][_KEY][len(_BLANK) :])
-        if (about["format"], about["name"]) != (_FORMAT, name):
+        if (about["format"], about["name"]) != (_FORMAT, name):  # CHECK: checkpoint-name
             raise ValueError("it is of another place or version")
         return Found(about, data)
 
@@ -259,7 +259,7 @@ def _digest_place(data: memoryview) -> int:
         ValueError: nowhere.
     """
     at = bytes(data[: _header_end(data)]).find(_MARK, _LENGTH_BYTES)
-    if at < 0:
+    if at < 0:  # CHECK: checkpoint-digest-missing
         raise ValueError("it has no digest")
     return at + len(_MARK)
 

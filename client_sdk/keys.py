@@ -135,7 +135,7 @@ class Keys:
             key = self.held
             if key is None or not self._fit(key, opened):
                 key = self._obtain_newer()
-                self._check(key, opened)
+                self._check(key, opened)  # CHECK: key-fit-again
             return key
 
     def renew(self) -> None:
@@ -381,6 +381,7 @@ class Keys:
         return True
 
     def _check(self, key: HeldKey, opened: Mapping[KeyName, int]) -> None:
+        # CHECK: key-fit
         self._ring.check(key.name, self._custodian().members, opened.get(key.name, 0))
 
     def _custodian(self) -> Custodian:

@@ -81,7 +81,7 @@ class FileLedger:
     def _record(self, entry: E) -> Recorded[E]:
         if not self._sound:  # Ctrl-C in an earlier write: only the file knows how far it came
             self._load()
-        self._memory.check(entry)
+        self._memory.check(entry)  # CHECK: kept-ledger-entry
         self._sound = False
         table = {"kind": _name(entry), **asdict(entry)}
         text = json.dumps(table, default=bytes.hex).encode().removesuffix(b"}")
@@ -138,10 +138,10 @@ class FileLedger:
         try:
             text, end = line[:-_HASH_BYTES], line[-_HASH_BYTES:]
             chain = digest(LEDGER, self._chain, text)
-            if end != b', "hash": "%b"}' % chain.hex().encode():
+            if end != b', "hash": "%b"}' % chain.hex().encode():  # CHECK: kept-ledger-chain
                 raise ValueError
             self._memory.record(_entry(json.loads(text + b"}")))
-        except (ValueError, KeyError, TypeError, AttributeError, SecaggError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SecaggError):
             raise ConfigError(
                 "ledger-damaged",
                 f"Line {number} of {self._name} in this silo's state directory is no entry that "

@@ -38,6 +38,7 @@ class Membership:
     """
 
     def __init__(self, name: str, profile: Profile, channel: Channel, ledger: Ledger) -> None:
+        # CHECK: profile-role
         if profile.policy is None or profile.credentials.identity_key is None:
             raise ConfigError("profile-role", "This profile is not a silo's.")
         self._name = name
@@ -47,6 +48,7 @@ class Membership:
         self._channel = channel
         self._refreshing = threading.Lock()
         self.member = self._ask()
+        # CHECK: joined-session-name
         check_session_name(name, self.member.session_id, profile.policy, ledger)
 
     @property
@@ -70,13 +72,13 @@ class Membership:
 
     def _refresh(self) -> Member:
         fresh, joined = self._ask(), self.member
-        if fresh.session_id != joined.session_id:
+        if fresh.session_id != joined.session_id:  # CHECK: session-replaced
             raise FaultyServer(
                 "session-replaced",
                 f"Another session named {self._name} has taken this one's place.",
                 "Join again if that is meant.",
             )
-        if transcript.session_hash(fresh.session) != self.session_hash:
+        if transcript.session_hash(fresh.session) != self.session_hash:  # CHECK: session-changed
             raise FaultyServer("session-changed", "The session's parameters changed.")
         self.member = replace(joined, manifest=fresh.manifest)
         return self.member
@@ -88,11 +90,12 @@ class Membership:
         directory, identity = self._credentials.directory, self._credentials.identity
         manifest = save_manifest(directory, SignedManifest.from_json(reply.manifest))
         config = parsed(lambda: config_from_wire(reply.config))
+        # CHECK: session-answered
         if (config.name, config.consortium) != (self._name, identity.consortium):
             raise FaultyServer("session-name", "The coordinator answered with another session.")
-        if identity.name not in config.silos:
+        if identity.name not in config.silos:  # CHECK: session-member
             raise FaultyServer("session-member", "The session's list of silos is without this one.")
-        self._policy.check_session(config)
+        self._policy.check_session(config)  # CHECK: joined-policy
         return Member(
             name=next(name for name in config.silos if name == identity.name),
             identity=self._identity_key,

@@ -65,19 +65,22 @@ class Past:
         Raises:
             FaultyServer: ``history-fork``.
         """
+        # CHECK: history-checkpoint
         if [known.hex() for known in self.histories[number : number + 1]] != [history]:
             raise _forked(number)
 
     def accept(self, result: Result, seen: client.Watched | None = None) -> None:
         """Check a signed result against this silo's history, and move the history on."""
+        # CHECK: past-task
         if result.task not in {task.name for task in self._membership.member.session.tasks}:
             raise FaultyServer("result-task", "A result is of no task of the session.")
         task = self._tasks.meet(result.task)
+        # CHECK: past-rounds
         if len(task.released) >= self._membership.member.session.task(result.task).rounds:
             raise FaultyServer("result-rounds", "A task has more results than its session allows.")
         place = client.Expected(result.task, len(self.results) + 1, self.base(result.task))
         tau4 = client.check_result(result, self._membership.member, place, seen)
-        self._check_memory(result)
+        self._check_memory(result)  # CHECK: past-memory
         self.results.append(result)
         task.released.append(tau4)
         self.histories.append(transcript.next_history(self.histories[-1], tau4))
@@ -90,7 +93,7 @@ class Past:
             return
         if member.session.name in member.policy.repeat_sessions:
             return
-        raise ConfigError(
+        raise ConfigError(  # CHECK: ledger-rolled-back
             "ledger-rolled-back",
             f"This silo's update is in round {result.round} of session {member.session.name}, and "
             "its ledger knows nothing of it: the state directory is older than the session, this "
@@ -119,7 +122,7 @@ class Past:
                 self.accept(parsed(functools.partial(wire.result_from_wire, message)))
             if not reply.results:
                 break
-        self._check_past()
+        self._check_past()  # CHECK: past-lived
 
     def _check_past(self) -> None:
         """Refuse a past in which this silo's newest attempt could not have been joined.
@@ -132,6 +135,7 @@ class Past:
             return
         lived = self.histories[joined.round - 1 : joined.round]
         hashes = self._ledger.openings(session_id).values()
+        # CHECK: history-fork
         if joined.base not in {transcript.base_of(h, task) for h in lived for task in hashes}:
             raise _forked(joined.round - 1)
 

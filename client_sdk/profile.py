@@ -97,3 +97,5 @@ def _read(path: Path) -> str:
             "Install a bundle with `secagg silo install`, or name its directory with "
             f"profile=, --profile or {ENVIRONMENT}.",
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigError("profile-file", f"{path} is not UTF-8 text.") from None

@@ -378,7 +378,7 @@ class Session:
         missed = self.replay(task)
         if missed is not None:
             return missed
-        self._check_unfinished(task)
+        self._check_unfinished(task)  # CHECK: task-unfinished
         update = self._sealed_update(task, own)
         if update is not own:
             return self._submit(task, update)
@@ -408,6 +408,7 @@ class Session:
         if bound is None or bound == self._digest_of(own):
             return own
         kept = self._checkpoints.find_update(task, position)
+        # CHECK: resubmitted-update
         check_update(bound, b"" if kept is None else self._digest_of(kept))
         log.warning(
             "%s %s: another update of this silo was submitted before, and a sum with it may have "
@@ -607,7 +608,7 @@ class Session:
         found = self._checkpoints.find_global(task)
         if found is None:
             return None
-        self._past.check(found.about["round"], found.about["history"])
+        self._past.check(found.about["round"], found.about["history"])  # CHECK: kept-history
         return found
 
     def bridge(self, task: str, judge: Judge[M]) -> Bridged[M]:

@@ -112,7 +112,7 @@ class Tasks:
         """Return a task that others opened: some result is of it."""
         if name not in self._known:
             reply = self._ask(name)
-            if reply.WhichOneof("answer") != "opening":
+            if reply.WhichOneof("answer") != "opening":  # CHECK: opening-answered
                 raise FaultyServer("task-opening", "A task with results has no opening.")
             self._take(name, parsed(lambda: opening_from_wire(reply.opening)))
         return self._known[name]
@@ -133,7 +133,7 @@ class Tasks:
         if self._keys is None:
             return data
         opened = self._keys.open_blob(WEIGHTS, (name,), data)
-        if not self._are_agreed(name, opened):
+        if not self._are_agreed(name, opened):  # CHECK: weights-digest
             raise FaultyClientOrServer(
                 signed.proposer,
                 "weights-digest",
@@ -180,7 +180,7 @@ class Tasks:
                     return parsed(lambda: opening_from_wire(reply.opening))  # noqa: B023
                 case "propose":
                     left -= 1
-                    if left < 0:
+                    if left < 0:  # CHECK: proposals-bounded
                         raise FaultyServer(
                             "task-propose-again",
                             f"The coordinator asks for task {own.task} again and again.",
@@ -199,7 +199,7 @@ class Tasks:
         Never twice: what a silo holds after it took an opening is trained on its own data.
         """
         membership, member = self._membership, self._membership.member
-        if own.task in self._ledger.openings(member.session_id):
+        if own.task in self._ledger.openings(member.session_id):  # CHECK: proposed-once
             raise FaultyServer(
                 "task-propose-again",
                 f"The coordinator asked for initial weights of task {own.task} a second time.",
@@ -230,11 +230,12 @@ class Tasks:
         """Check a proposer's signature under the manifest, and take the opening as the task's."""
         membership, member = self._membership, self._membership.member
         opening = signed.opening
-        if opening.task != name:
+        if opening.task != name:  # CHECK: opening-task
             raise FaultyServer("task-opening", "The coordinator answered with another task.")
         task_hash = opening.digest(membership.session_hash)
         if self._ledger.openings(member.session_id).get(name) != task_hash:
-            self._check_proposer(name, signed)
+            self._check_proposer(name, signed)  # CHECK: opening-proposer
+        # CHECK: opening-sealed
         if bool(signed.sealed_digest) != (self._keys is not None and signed.weights_bytes > 0):
             raise FaultyServer("task-sealed", f"The opening of task {name} is not its session's.")
         codec = codec_of(member.session, name, opening.schema)
@@ -245,10 +246,10 @@ class Tasks:
         """Check an opening that was not taken before: its proposer may be revoked since."""
         membership, member = self._membership, self._membership.member
         key = next((k for n, k in member.manifest.silos.items() if n == signed.proposer), None)
-        if key is None or signed.proposer not in member.session.silos:
+        if key is None or signed.proposer not in member.session.silos:  # CHECK: proposer-member
             raise FaultyServer("task-proposer", "A task was opened by nobody of the session.")
         try:
-            signed.verify(key, membership.opening_transcript)
+            signed.verify(key, membership.opening_transcript)  # CHECK: opening-signature
         except MalformedMessage:
             raise FaultyServer(
                 "task-signature", f"The opening of task {name} is not its proposer's."
@@ -267,7 +268,7 @@ def _compare(
     agreed: transcript.TaskOpening, own: transcript.TaskOpening, *, judge_step: bool
 ) -> None:
     ours, theirs = set(own.schema.tensors), set(agreed.schema.tensors)
-    if ours != theirs:
+    if ours != theirs:  # CHECK: opening-schema
         first = min(ours ^ theirs, key=lambda spec: spec.name)
         raise InputError(
             "task-schema",
@@ -275,7 +276,7 @@ def _compare(
             f"{agreed.task} as it was opened.",
             "All silos train the same model; compare versions, or share fewer tensors.",
         )
-    if judge_step and own.step != agreed.step:
+    if judge_step and own.step != agreed.step:  # CHECK: opening-step
         raise InputError(
             "task-step",
             f"This silo's global step is {own.step!r}; task {agreed.task} was opened with "

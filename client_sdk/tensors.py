@@ -87,7 +87,7 @@ def from_file(data: bytes) -> dict[str, torch.Tensor]:
     """
     try:
         return load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
         raise InputError(
             "weights-file", f"The agreed initial weights are no safetensors file: {error}"
         ) from None
@@ -272,11 +272,12 @@ class GlobalWeights:
             same = _groups(optimizer) == _groups(self.optimizer_state()[0])
         except Exception as error:  # noqa: BLE001 - whatever its bytes do, they are its sender's
             raise InputError("checkpoint-model", f"it cannot be read ({error!r:.100})") from None
-        if _kinds(kept.weights) != _kinds(self._parameters):
+        if _kinds(kept.weights) != _kinds(self._parameters):  # CHECK: checkpoint-tensors
             raise InputError("checkpoint-model", "its tensors are others.")
+        # CHECK: checkpoint-finite
         if not all(bool(t.isfinite().all()) for t in (*kept.weights.values(), *kept.held.values())):
             raise InputError("checkpoint-model", "it has numbers that are not finite.")
-        if not same:
+        if not same:  # CHECK: checkpoint-optimiser
             raise InputError("checkpoint-model", "its optimiser has other settings.")
         return kept
 
@@ -307,7 +308,7 @@ class GlobalWeights:
             taken = twin._restore(kept)
         except Exception:  # noqa: BLE001 - of an optimiser that we do not know
             taken = False
-        if not taken:
+        if not taken:  # CHECK: checkpoint-taken
             raise InputError(
                 "checkpoint-model",
                 "The silos' checkpoints are not of this model and optimiser.",

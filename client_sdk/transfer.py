@@ -51,11 +51,11 @@ def download(
     with closing(channel.each("GetChunk", requests, api.GetChunkReply)) as replies:
         for offset, reply in zip(offsets, replies, strict=True):
             chunk = reply.data
-            if len(chunk) != min(chunk_bytes, size - offset):
+            if len(chunk) != min(chunk_bytes, size - offset):  # CHECK: chunk-length
                 raise FaultyServer("chunk-length", "The coordinator sent a chunk of a wrong size.")
             digests.append(chunk_digest(chunk))  # while the next ones are on their way
             data[offset : offset + len(chunk)] = chunk
-    if root_digest(digests) != digest:
+    if root_digest(digests) != digest:  # CHECK: downloaded-digest
         raise FaultyServer(
             "result-digest",
             "The coordinator's data are not those that were signed.",
@@ -73,4 +73,5 @@ def parsed(parse: Callable[[], P]) -> P:
     try:
         return parse()
     except MalformedMessage as error:
+        # CHECK: reply-malformed
         raise FaultyServer(error.code, error.observed, error.remedy) from None

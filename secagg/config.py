@@ -113,7 +113,7 @@ def silo_id(text: str) -> SiloId:
 
 
 def _check_name(what: str, text: str) -> None:
-    if not is_name(text):
+    if not is_name(text):  # CHECK: name
         raise ConfigError(
             "name",
             f"{text!r} cannot name a {what}.",
@@ -122,7 +122,7 @@ def _check_name(what: str, text: str) -> None:
 
 
 def _check_number(what: str, value: float) -> None:
-    if not 1e-100 < value < 1e100:
+    if not 1e-100 < value < 1e100:  # CHECK: number
         raise ConfigError("number", f"{what} = {value} is not a number between 1e-100 and 1e100.")
 
 
@@ -140,6 +140,7 @@ class ThresholdRule:
     denominator: int
 
     def __post_init__(self) -> None:
+        # CHECK: threshold-fraction
         if not 0 < self.denominator <= 2 * self.numerator or self.numerator >= self.denominator:
             raise ConfigError("threshold", f"{self} is not a fraction in [1/2, 1).")
 
@@ -150,7 +151,7 @@ class ThresholdRule:
     def parse(cls, text: str) -> ThresholdRule:
         """Read "2/3"."""
         match = re.fullmatch(r"([1-9][0-9]{0,3})/([1-9][0-9]{0,3})", text, re.ASCII)
-        if match is None:
+        if match is None:  # CHECK: threshold-text
             raise ConfigError("threshold", f"threshold = {text!r} is no fraction such as 2/3.")
         return cls(int(match[1]), int(match[2]))
 
@@ -167,7 +168,7 @@ class ThresholdRule:
         """
         rule = n * self.numerator // self.denominator + 1
         t = max(rule, colluders + 2, (n + colluders) // 2 + 1)
-        if t > n:
+        if t > n:  # CHECK: threshold-cohort
             raise ConfigError(
                 "threshold",
                 f"A cohort of {n} has no threshold against {colluders} colluders "
@@ -187,8 +188,8 @@ class Metric:
     bound: float
 
     def __post_init__(self) -> None:
-        _check_name("metric", self.name)
-        _check_number(f"bound of metric {self.name}", self.bound)
+        _check_name("metric", self.name)  # CHECK: metric-name
+        _check_number(f"bound of metric {self.name}", self.bound)  # CHECK: metric-bound-number
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,17 +220,18 @@ class TaskConfig:
     metrics: tuple[Metric, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_name("task", self.name)
-        _check_number(f"bound of task {self.name}", self.bound)
+        _check_name("task", self.name)  # CHECK: task-name
+        _check_number(f"bound of task {self.name}", self.bound)  # CHECK: task-bound-number
+        # CHECK: weight-cap-number
         _check_number(f"weight_cap of task {self.name}", self.weight_cap)
-        if self.ring_bits not in (None, 16, 32, 64):
+        if self.ring_bits not in (None, 16, 32, 64):  # CHECK: ring-bits
             raise ConfigError("ring", f"ring_bits = {self.ring_bits}; it is 16, 32 or 64.")
-        if not 1 <= self.rounds < 2**31:
+        if not 1 <= self.rounds < 2**31:  # CHECK: task-rounds
             raise ConfigError("rounds", f"Task {self.name} has rounds = {self.rounds}.")
-        if self.weighting is Weighting.SUM and self.weight_cap != 1:
+        if self.weighting is Weighting.SUM and self.weight_cap != 1:  # CHECK: sum-weight-cap
             raise ConfigError("weight-cap", f"Task {self.name} is a sum: its weight_cap is 1.")
         names = [metric.name for metric in self.metrics]
-        if len(set(names)) != len(names):
+        if len(set(names)) != len(names):  # CHECK: metrics-distinct
             raise ConfigError("metric", f"Task {self.name} names a metric twice.")
 
 
@@ -243,7 +245,7 @@ def fraction_bits(ring_bits: int, cohort: int) -> int:
         ConfigError: fewer than 4 bits are left.
     """
     f = (((1 << (ring_bits - 1)) - 1) // cohort).bit_length() - 1
-    if f < MIN_FRACTION_BITS:
+    if f < MIN_FRACTION_BITS:  # CHECK: ring-capacity
         raise ConfigError(
             "ring-capacity",
             f"{cohort} silos in words of {ring_bits} bits leave {f} bits for a value "
@@ -292,45 +294,47 @@ class SessionConfig:
     suite: Suite | None = None
 
     def __post_init__(self) -> None:
-        _check_name("session", self.name)
-        _check_name("consortium", self.consortium)
+        _check_name("session", self.name)  # CHECK: config-session-name
+        _check_name("consortium", self.consortium)  # CHECK: config-consortium-name
         for name in self.silos:
-            _check_name("silo", name)
+            _check_name("silo", name)  # CHECK: config-silo-names
+        # CHECK: config-silos
         if list(self.silos) != sorted(set(self.silos)) or len(self.silos) > MAX_COHORT:
             raise ConfigError("silos", f"silos must be sorted, distinct and at most {MAX_COHORT}.")
-        if self.colluders < 1:
+        if self.colluders < 1:  # CHECK: config-colluders
             raise ConfigError("colluders", f"colluders = {self.colluders}; at least 1 is assumed.")
-        if not COHORT_FLOOR <= self.min_cohort <= len(self.silos):
+        if not COHORT_FLOOR <= self.min_cohort <= len(self.silos):  # CHECK: config-min-cohort
             raise ConfigError(
                 "min-cohort",
                 f"min_cohort = {self.min_cohort} with {len(self.silos)} silos; "
                 f"it is at least {COHORT_FLOOR} and at most their number.",
             )
         for n in range(self.min_cohort, len(self.silos) + 1):
-            self.threshold.threshold(n, self.colluders)
+            self.threshold.threshold(n, self.colluders)  # CHECK: config-threshold
+        # CHECK: config-chunk-bytes
         if not (64 <= self.chunk_bytes <= MAX_CHUNK_BYTES and self.chunk_bytes % 64 == 0):
             raise ConfigError(
                 "chunk-bytes", f"chunk_bytes = {self.chunk_bytes}; a multiple of 64 up to 4 MiB."
             )
-        _check_number("train_deadline", self.train_deadline)
-        _check_number("phase_deadline", self.phase_deadline)
-        if self.max_attempts < 1:
+        _check_number("train_deadline", self.train_deadline)  # CHECK: config-train-deadline
+        _check_number("phase_deadline", self.phase_deadline)  # CHECK: config-phase-deadline
+        if self.max_attempts < 1:  # CHECK: config-max-attempts
             raise ConfigError("max-attempts", f"max_attempts = {self.max_attempts}.")
         names = [task.name for task in self.tasks]
-        if not names or len(set(names)) != len(names):
+        if not names or len(set(names)) != len(names):  # CHECK: config-tasks
             raise ConfigError("tasks", "A session has at least one task, each with its own name.")
         self._check_capacity()
 
     def _check_capacity(self) -> None:
         """Prove that no sum can wrap, whatever honest silos hold."""
-        if self.protection.seals != (self.suite is not None):
+        if self.protection.seals != (self.suite is not None):  # CHECK: config-suite
             raise ConfigError(
                 "suite",
                 f"protection = {self.protection} with suite = {self.suite}.",
                 f"Give suite = {Suite.CKKS_54} with ckks and ckks+masked, and none with masked.",
             )
         for task in self.tasks:
-            if (task.ring_bits is None) != self.protection.seals:
+            if (task.ring_bits is None) != self.protection.seals:  # CHECK: config-ring
                 raise ConfigError(
                     "ring",
                     f"Task {task.name} has ring_bits = {task.ring_bits} under protection "
@@ -338,9 +342,9 @@ class SessionConfig:
                     "Give 16, 32 or 64 under masked, and none where a suite brings its ring.",
                 )
             if task.ring_bits is not None:
-                fraction_bits(task.ring_bits, len(self.silos))
+                fraction_bits(task.ring_bits, len(self.silos))  # CHECK: config-ring-capacity
         if self.suite is not None:
-            self.suite.parameters.slot_limit(len(self.silos))
+            self.suite.parameters.slot_limit(len(self.silos))  # CHECK: config-suite-capacity
 
     def task(self, name: str) -> TaskConfig:
         """Return a task by name.
@@ -393,18 +397,18 @@ class Policy:
     key_directory: str | None = None
 
     def __post_init__(self) -> None:
-        if self.colluders < 1 or self.min_cohort < COHORT_FLOOR:
+        if self.colluders < 1 or self.min_cohort < COHORT_FLOOR:  # CHECK: policy-floors
             raise ConfigError(
                 "policy",
                 f"colluders = {self.colluders}, min_cohort = {self.min_cohort}: "
                 f"at least 1 and {COHORT_FLOOR}.",
             )
-        if self.min_threshold < self.colluders + 2:
+        if self.min_threshold < self.colluders + 2:  # CHECK: policy-min-threshold
             raise ConfigError(
                 "policy",
                 f"min_threshold = {self.min_threshold}: at least colluders + 2.",
             )
-        _check_number("max_weight_cap", self.max_weight_cap)
+        _check_number("max_weight_cap", self.max_weight_cap)  # CHECK: policy-max-weight-cap
 
     def check_session(self, session: SessionConfig) -> None:
         """Return if this silo may take part in a session.
@@ -424,7 +428,7 @@ class Policy:
                 ("weight-cap", task.weight_cap <= self.max_weight_cap, task.weight_cap),
             ]
         for what, allowed, value in floors:
-            if not allowed:
+            if not allowed:  # CHECK: policy-session
                 raise PolicyRefused(
                     f"policy-{what}",
                     f"Session {session.name} has {what} = {value}, below this silo's policy.",
@@ -437,10 +441,11 @@ class Policy:
         Raises:
             PolicyRefused: n or t is below this silo's floor, whatever the session says.
         """
-        if n < self.min_cohort:
+        if n < self.min_cohort:  # CHECK: policy-cohort
             raise PolicyRefused(
                 "policy-cohort", f"A cohort of {n}; this silo's policy asks for {self.min_cohort}."
             )
+        # CHECK: policy-threshold
         if t < self.min_threshold or 2 * t <= n + self.colluders or t < self.colluders + 2:
             raise PolicyRefused(
                 "policy-threshold",

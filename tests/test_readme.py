@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from secagg.cli import commands
 from secagg.cli.session import read_session
+from secagg.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -46,6 +48,14 @@ def test_every_make_target_named_exists() -> None:
 
 def test_the_example_session_parses() -> None:
     assert read_session(ROOT / "examples" / "heart.toml", "heart").name == "heart-disease"
+
+
+@pytest.mark.parametrize("text", [b"\xff", b"x = " + b"[" * 5000, b"min_cohort = 999999999"])
+def test_a_session_file_that_cannot_be_read(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "study.toml"
+    file.write_bytes(text)
+    with pytest.raises(ConfigError):
+        read_session(file, "heart")
 
 
 def test_the_example_session_with_what_the_readme_says_of_ckks(tmp_path: Path) -> None:

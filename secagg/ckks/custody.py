@@ -83,8 +83,9 @@ class KeyRequest:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_head(self.epoch, self.silo)
-        parse_public_key(self.ephemeral)
+        _check_head(self.epoch, self.silo)  # CHECK: key-request-head
+        parse_public_key(self.ephemeral)  # CHECK: key-request-ephemeral
+        # CHECK: key-request-signature-size
         _check_size("signature", self.signature, SIGNATURE_BYTES, SIGNATURE_BYTES)
 
     def body(self) -> bytes:
@@ -117,11 +118,12 @@ class KeyBox:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_head(self.epoch, self.sender, self.recipient)
-        parse_public_key(self.sender_ephemeral)
-        parse_public_key(self.recipient_ephemeral)
-        _check_size("key id", self.key_id, 32, 32)
-        _check_size("key box", self.sealed, TAG_BYTES, MAX_SEALED_BYTES)
+        _check_head(self.epoch, self.sender, self.recipient)  # CHECK: key-box-head
+        parse_public_key(self.sender_ephemeral)  # CHECK: key-box-sender-ephemeral
+        parse_public_key(self.recipient_ephemeral)  # CHECK: key-box-recipient-ephemeral
+        _check_size("key id", self.key_id, 32, 32)  # CHECK: key-box-key-id-size
+        _check_size("key box", self.sealed, TAG_BYTES, MAX_SEALED_BYTES)  # CHECK: key-box-size
+        # CHECK: key-box-signature-size
         _check_size("signature", self.signature, SIGNATURE_BYTES, SIGNATURE_BYTES)
 
     def head(self) -> bytes:
@@ -141,14 +143,14 @@ class KeyBox:
 
 
 def _check_head(epoch: int, *names: str) -> None:
-    if not 1 <= epoch < 2**32:
+    if not 1 <= epoch < 2**32:  # CHECK: custody-epoch
         raise MalformedMessage("message-number", f"epoch = {epoch} is out of range.")
-    if not all(is_name(name) for name in names):
+    if not all(is_name(name) for name in names):  # CHECK: custody-names
         raise MalformedMessage("message-name", "A message names nobody who could be a member.")
 
 
 def _check_size(what: str, data: bytes, least: int, most: int) -> None:
-    if not least <= len(data) <= most:
+    if not least <= len(data) <= most:  # CHECK: custody-size
         raise MalformedMessage("message-size", f"A {what} has {len(data)} bytes.")
 
 
@@ -192,7 +194,7 @@ def wrap(ring: Keyring, request: KeyRequest, me: Custodian, entropy: Entropy) ->
             not certain to be at fault.
     """
     newest = ring.newest
-    if newest is None:
+    if newest is None:  # CHECK: key-none
         raise OutOfOrder("key-none", "This silo has no key to give.", "Ask for it first.")
     _check_request(request, newest, me)
     pair = KeyPair.generate(entropy)
@@ -224,16 +226,17 @@ def _packed_newest(ring: Keyring) -> bytes:
 
 def _check_request(request: KeyRequest, newest: HeldKey, me: Custodian) -> None:
     silo = request.silo
-    _check_origin("key-request", silo, me)
+    _check_origin("key-request", silo, me)  # CHECK: key-request-origin
+    # CHECK: key-request-signature
     _check_signature(SIGN_KEY_REQUEST, silo, me, request.body(), request.signature)
-    if request.epoch != newest.epoch:
+    if request.epoch != newest.epoch:  # CHECK: key-request-epoch
         raise FaultyClientOrServer(
             silo,
             "key-request-epoch",
             f"{silo} asks for the key of epoch {request.epoch}; the newest is {newest.epoch}.",
             "Nothing was given. It asks again for the session's current epoch.",
         )
-    if not newest.is_for(silo, me.members[silo]):
+    if not newest.is_for(silo, me.members[silo]):  # CHECK: key-request-newcomer
         raise FaultyClientOrServer(
             silo,
             "key-request-newcomer",
@@ -262,10 +265,11 @@ def unwrap(pending: Pending, box: KeyBox, me: Custodian) -> tuple[HeldKey, ...]:
             not open, holds anything but keys, or the newest is not the one that the box names.
     """
     sender = box.sender
-    _check_origin("key-box", sender, me)
+    _check_origin("key-box", sender, me)  # CHECK: key-box-origin
+    # CHECK: key-box-signature
     _check_signature(SIGN_KEY_BOX, sender, me, box.body(), box.signature)
     answered = (pending.epoch, me.name, pending.ephemeral.public)
-    if (box.epoch, box.recipient, box.recipient_ephemeral) != answered:
+    if (box.epoch, box.recipient, box.recipient_ephemeral) != answered:  # CHECK: key-box-request
         raise FaultyClientOrServer(
             sender,
             "key-box-request",
@@ -274,8 +278,9 @@ def unwrap(pending: Pending, box: KeyBox, me: Custodian) -> tuple[HeldKey, ...]:
         )
     keys = _open(pending, box, me)
     newest = keys[-1]
-    if newest.name != KeyName(box.epoch, box.key_id):
+    if newest.name != KeyName(box.epoch, box.key_id):  # CHECK: key-box-key
         raise _bad_box(sender, "key-box-key", "has another newest key in it than it names")
+    # CHECK: key-box-members
     if dict(newest.members) != dict(me.members):  # every round under it would be refused
         raise FaultyClientOrServer(
             sender,
@@ -310,9 +315,9 @@ def _box_key(ours: KeyPair, theirs: bytes, box: KeyBox, bound: bytes) -> Secret:
 
 
 def _check_origin(what: str, silo: SiloId, me: Custodian) -> None:
-    if silo == me.name:
+    if silo == me.name:  # CHECK: custody-own
         raise FaultyServer(f"{what}-own", f"A {what} comes back to the silo that it names.")
-    if silo not in me.members:
+    if silo not in me.members:  # CHECK: custody-silo
         raise FaultyClientOrServer(
             silo,
             f"{what}-silo",
@@ -323,7 +328,7 @@ def _check_origin(what: str, silo: SiloId, me: Custodian) -> None:
 
 def _check_signature(kind: str, silo: SiloId, me: Custodian, body: bytes, signature: bytes) -> None:
     try:
-        verify(me.members[silo], kind, me.transcript, body, signature)
+        verify(me.members[silo], kind, me.transcript, body, signature)  # CHECK: custody-signature
     except MalformedMessage:
         raise FaultyClientOrServer(
             silo,

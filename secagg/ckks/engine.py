@@ -75,7 +75,7 @@ class Home:
         Raises:
             OutOfOrder: ``forked``.
         """
-        if self.left:
+        if self.left:  # CHECK: forked
             raise OutOfOrder(
                 "forked",
                 "A sealer is used in a process that was forked from the one that made it.",
@@ -148,7 +148,7 @@ class Engine:
         Raises:
             OutOfOrder: ``forked``.
         """
-        self.home.check()
+        self.home.check()  # CHECK: forked-transform
         try:
             os.pwritev(self._file, [self._before_pair, pair.data], 0)
             self._ciphertext.load(self._context, self._path)
@@ -170,7 +170,7 @@ class Engine:
         Raises:
             OutOfOrder: ``forked``.
         """
-        self.home.check()
+        self.home.check()  # CHECK: forked-decode
         try:
             os.pwritev(self._file, [self._before_plaintext, residues.data], 0)
             self._plaintext.load(self._context, self._path)
@@ -191,6 +191,7 @@ def _context(seal: Any, numbers: Parameters) -> Any:
     parameters.set_poly_modulus_degree(numbers.degree)
     parameters.set_coeff_modulus(primes)
     context = seal.SEALContext(parameters, True, seal.SEC_LEVEL_TYPE.TC128)
+    # CHECK: seal-security
     if [prime.value() for prime in primes] != [numbers.modulus] or not context.parameters_set():
         raise ConfigError(
             "ckks-parameters",

@@ -113,19 +113,23 @@ class PairFormat:
         body = self._uncompressed(data)
         self._check_fields(body)
         inner = body[_PAIR.size :]
+        # CHECK: seal-inner-compression
         _check(_read_header(inner) == _NONE, "seal-compression", "a compressed inner array")
         (count,) = _COUNT.unpack_from(inner, _HEADER.size)
-        _check(count == self.words, "seal-degree", "another number of words")
+        _check(count == self.words, "seal-degree", "another number of words")  # CHECK: seal-words
         words = np.frombuffer(inner, "<u8", offset=_HEADER.size + _COUNT.size)
+        # CHECK: seal-residue
         _check(int(words.max()) < self.modulus, "seal-residue", "a word that is no residue")
         return words
 
     def _uncompressed(self, data: bytes) -> memoryview:
         compression = _read_header(data)
+        # CHECK: seal-compression
         _check(compression in (_NONE, _ZSTD), "seal-compression", "an unknown compression")
         body = memoryview(data)[_HEADER.size :]
         if compression == _ZSTD:
             body = memoryview(self._unzip(body))
+        # CHECK: seal-body-length
         _check(len(body) == self.body_size, "seal-length", "another length")
         return body
 
@@ -135,6 +139,7 @@ class PairFormat:
 
         try:
             size = zstandard.frame_content_size(data)
+            # CHECK: seal-unzipped-length
             _check(size == self.body_size, "seal-length", "another length")
             return self.decompressor.decompress(data, allow_extra_data=False)
         except zstandard.ZstdError:
@@ -144,10 +149,14 @@ class PairFormat:
 
     def _check_fields(self, body: memoryview) -> None:
         *parms_id, domain, polynomials, degree, primes, scale, factor = _PAIR.unpack_from(body)
+        # CHECK: seal-parameters
         _check(tuple(parms_id) == self.parms_id, "seal-parameters", "other parameters")
+        # CHECK: seal-domain
         _check(domain == 1, "seal-domain", "coefficients where residues of the NTT must be")
         right = (polynomials, degree, primes) == (2, self.degree, 1)
+        # CHECK: seal-degree
         _check(right, "seal-degree", "another number of polynomials, coefficients or primes")
+        # CHECK: seal-scale
         _check((scale, factor) == (self.scale, 1), "seal-scale", "another scale")
 
 
@@ -167,12 +176,13 @@ def _header(size: int) -> bytes:
 
 def _read_header(data: bytes | memoryview) -> int:
     """Check a header against the bytes that it begins, and return the compression."""
-    _check(len(data) >= _HEADER.size, "seal-length", "no whole header")
+    _check(len(data) >= _HEADER.size, "seal-length", "no whole header")  # CHECK: seal-header-length
     magic, header, major, minor, compression, reserved, size = _HEADER.unpack_from(data)
     right = (magic, header, reserved) == (_MAGIC, _HEADER.size, 0)
-    _check(right, "seal-header", "no header of SEAL")
+    _check(right, "seal-header", "no header of SEAL")  # CHECK: seal-header
+    # CHECK: seal-version
     _check((major, minor) == VERSION, "seal-version", f"version {major}.{minor} of SEAL")
-    _check(size == len(data), "seal-length", "another length than it says")
+    _check(size == len(data), "seal-length", "another length than it says")  # CHECK: seal-length
     return int(compression)
 
 

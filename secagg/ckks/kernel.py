@@ -100,7 +100,7 @@ class Kernel:
         Raises:
             OutOfOrder: ``forked``.
         """
-        self._engine.home.check()
+        self._engine.home.check()  # CHECK: forked-kernel
         with self._lock:
             self._do(job)
 

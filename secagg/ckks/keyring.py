@@ -70,7 +70,7 @@ class HeldKey:
 
     def __post_init__(self) -> None:
         names = list(self.members)
-        if not (
+        if not (  # CHECK: held-key
             len(self.session_id) == _HASH_BYTES
             and 1 <= self.epoch < 2**32
             and len(self.material) == MATERIAL_BYTES
@@ -135,6 +135,7 @@ def unpack_keys(session_id: bytes, data: bytes) -> tuple[HeldKey, ...]:
     keys = tuple(_unpack_key(session_id, reader) for _ in range(reader.number(4, MAX_KEYS)))
     # Encoding again refuses, in one place, whatever has two spellings: a silo that stands twice,
     # bytes at the end.
+    # CHECK: packed-keys
     if not keys or not _rises(keys) or not hmac.compare_digest(pack_keys(keys), data):
         raise _bad_format()
     return keys
@@ -150,22 +151,19 @@ def _unpack_key(session_id: bytes, reader: _Reader) -> HeldKey:
 
 
 class _Reader:
-    """Takes bytes from the front, and never more than there are."""
+    """Takes bytes from the front; past the end there are none, and encoding again tells."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
 
     def take(self, size: int) -> bytes:
-        taken = self._data[self._at : self._at + size]
-        if len(taken) != size:
-            raise _bad_format()
         self._at += size
-        return taken
+        return self._data[self._at - size : self._at]
 
     def number(self, size: int, most: int) -> int:
         value = int.from_bytes(self.take(size), "big")
-        if value > most:
+        if value > most:  # CHECK: packed-number
             raise _bad_format()
         return value
 
@@ -214,9 +212,10 @@ class Keyring:
     keys: tuple[HeldKey, ...] = ()
 
     def __post_init__(self) -> None:
+        # CHECK: keyring-order
         if not _rises(self.keys) or any(key.session_id != self.session_id for key in self.keys):
             raise MalformedMessage("keyring", "Keys are of another session or out of order.")
-        if any(self._conflicts(key) for key in self.keys):
+        if any(self._conflicts(key) for key in self.keys):  # CHECK: keyring-floor
             raise MalformedMessage("key-replaced", "The ledger remembers another key of an epoch.")
 
     @property
@@ -255,7 +254,7 @@ class Keyring:
                 newest is of an epoch that is over.
         """
         newest = max(keys, key=lambda key: key.epoch, default=None)
-        if newest is None or newest.epoch < self.epoch:
+        if newest is None or newest.epoch < self.epoch:  # CHECK: added-key-epoch
             raise FaultyClientOrServer(
                 sender,
                 "key-epoch",
@@ -263,6 +262,7 @@ class Keyring:
                 "It was not taken. Ask a silo that has the newest key.",
             )
         current = [key for key in self.keys if key.epoch == newest.epoch]
+        # CHECK: added-key-replaced
         if self._conflicts(newest) or any(key.name != newest.name for key in current):
             raise FaultyClientOrServer(
                 sender,
@@ -288,20 +288,20 @@ class Keyring:
                 ``descriptor-key-worn``, it opened as many sums as it may.
         """
         newest = self.newest
-        if newest is None or newest.name != name:
+        if newest is None or newest.name != name:  # CHECK: round-key-newest
             raise FaultyServer(
                 "descriptor-key",
                 "The round uses another key than the newest one that this silo holds.",
                 "Ask a silo of the session for its key, then join the next attempt.",
             )
         left = [silo for silo in newest.members if not newest.is_for(silo, members.get(silo, b""))]
-        if left:
+        if left:  # CHECK: round-key-revoked
             raise FaultyServer(
                 "descriptor-key-revoked",
                 f"The round uses a key that {', '.join(left)} had, before leaving the consortium.",
                 "Start a new epoch: the silos that are left make a key of their own.",
             )
-        if opened >= SUMS_PER_KEY:
+        if opened >= SUMS_PER_KEY:  # CHECK: round-key-worn
             raise FaultyServer(
                 "descriptor-key-worn",
                 f"The round uses a key that opened {opened} sums; {SUMS_PER_KEY} are allowed.",
@@ -325,7 +325,7 @@ class Keyring:
         body, check = data[:-_HASH_BYTES], data[-_HASH_BYTES:]
         start = _FILE + session_id
         intact = hmac.compare_digest(digest(CKKS_KEY, body), check)
-        if not intact or not body.startswith(start):
+        if not intact or not body.startswith(start):  # CHECK: keyring-file
             raise MalformedMessage("keyring-file", "A key file is damaged or of another session.")
         packed = body.removeprefix(start)
         keys = () if packed == pack_keys(()) else unpack_keys(session_id, packed)

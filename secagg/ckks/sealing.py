@@ -76,6 +76,7 @@ class Sealer:
             OutOfOrder: ``forked``.
         """
         numbers = self._suite.parameters
+        # CHECK: sealed-arguments
         if len(seed) != SEED_BYTES or count < 1 or limit > numbers.slot_limit(1):
             raise ValueError("a seed has 32 bytes, values are one or more, and slots hold them")
         sealed = np.empty((numbers.ciphertexts(count), numbers.degree), self._ring.dtype)
@@ -107,7 +108,7 @@ class Sealer:
         """
         numbers = self._suite.parameters
         shape = (numbers.ciphertexts(count), numbers.degree)
-        self._check(words, seeds, shape[0] * shape[1])
+        self._check(words, seeds, shape[0] * shape[1])  # CHECK: opened-sum
         jobs = self._opening(words.reshape(shape), tuple(seeds))
         return self._values(self._do(jobs, shape[0]), len(seeds), count, limit)
 
@@ -119,15 +120,15 @@ class Sealer:
         return f"Sealer({self._suite!r})"
 
     def _check(self, words: Vector, seeds: Sequence[bytes], length: int) -> None:
-        if words.shape != (length,) or words.dtype != self._ring.dtype:
+        if words.shape != (length,) or words.dtype != self._ring.dtype:  # CHECK: opened-length
             raise MalformedMessage(
                 "vector-length", f"A sum has {words.size} words of {words.dtype}, not {length}."
             )
-        if not self._ring.holds(words):
+        if not self._ring.holds(words):  # CHECK: opened-residues
             raise MalformedMessage("residue-range", "A word of the sum is no residue.")
-        if not seeds or any(len(seed) != SEED_BYTES for seed in seeds):
+        if not seeds or any(len(seed) != SEED_BYTES for seed in seeds):  # CHECK: opened-seeds
             raise MalformedMessage("seed-size", "There is no seed, or one has not 32 bytes.")
-        if len(set(seeds)) != len(seeds):
+        if len(set(seeds)) != len(seeds):  # CHECK: opened-distinct-seeds
             raise MalformedMessage("seed-duplicate", "Two silos sealed under the same seed.")
 
     def _sealing(

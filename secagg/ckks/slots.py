@@ -139,6 +139,7 @@ class _Source:
             piece = next(self._pieces)
         except StopIteration:
             raise ValueError("fewer values than were announced") from None
+        # CHECK: sealed-fraction
         if not (piece.min(initial=0) >= -_SLACK and piece.max(initial=0) <= _SLACK):
             raise ValueError("a value is no fraction of its bound")
         return piece
@@ -161,6 +162,7 @@ def released(rows: Reals, silos: int, limit: int) -> Reals:
             a value is no sum of values that were sealed.
     """
     distance = np.abs(rows[:, 0] - silos * RESERVED)
+    # CHECK: reserved-slot
     if not (distance <= RESERVED_TOLERANCE).all():  # False also for NaN
         raise MalformedMessage(
             "reserved-slot",
@@ -170,7 +172,7 @@ def released(rows: Reals, silos: int, limit: int) -> Reals:
     np.multiply(rows, _GRID, out=rows)
     steps = np.rint(rows)
     np.subtract(rows, steps, out=rows)
-    if not (np.abs(rows, out=rows).max(initial=0) <= _OFF):
+    if not (np.abs(rows, out=rows).max(initial=0) <= _OFF):  # CHECK: off-grid
         raise MalformedMessage(
             "off-grid",
             "The sum opens to values that no silos have sealed.",

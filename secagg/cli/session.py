@@ -14,7 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from rich.console import Console
 from rich.table import Table
 
-from secagg.config import Protection, SessionConfig, parse_table
+from secagg.config import MAX_COHORT, Protection, SessionConfig, parse_table
 from secagg.errors import ConfigError
 from secagg.pki.names import Role
 from secagg.wire._pb import service_pb2 as api
@@ -75,13 +75,14 @@ def read_session(file: Path, consortium: str) -> api.SessionConfig:
 
     try:
         table = tomllib.loads(file.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # no text, no TOML, endless nesting
         raise ConfigError("config-file", f"{file} cannot be read as TOML: {error}.") from None
     table.setdefault("consortium", consortium)
     everybody = "silos" not in table
     if everybody:  # enough stand-ins for the other checks; the coordinator fills in the manifest's
         count = table.get("min_cohort", 3)
-        table["silos"] = [f"s{i:04}" for i in range(count if isinstance(count, int) else 3)]
+        enough = min(count, MAX_COHORT) if isinstance(count, int) else 3
+        table["silos"] = [f"s{i:04}" for i in range(enough)]
     message = config_to_wire(parse_table(SessionConfig, table, str(file)))
     if everybody:
         del message.silos[:]

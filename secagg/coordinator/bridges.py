@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from secagg.config import SiloId
-from secagg.coordinator.spool import Stored, Upload
+from secagg.coordinator.spool import Holding, Stored, Upload
 from secagg.crypto.secret import Entropy
 from secagg.disk import Disk
 from secagg.errors import FaultyClient, NotFound, QuotaExceeded, TooLate
@@ -187,17 +187,29 @@ class Bridges:
         served = self._open(silo, task)
         if not served:
             raise TooLate("checkpoint-unwanted", f"Nobody waits for a checkpoint of task {task}.")
-        incoming = self._uploads.get((silo, task))
-        if incoming is None or (incoming.digest, incoming.upload.total) != (digest, total):
+        if self.begins(silo, task, digest, total):
             others = sum(of == task and name != silo for name, of in self._uploads)
             if others >= 2 * max(waiting.wish.need for waiting, _ in served):
                 raise QuotaExceeded("checkpoint-uploads", f"Enough bring one of task {task}.")
             self._drop_upload(silo, task)
             name = f"{self._folder}/{self._entropy(_NAME_BYTES).hex()}"
             upload = Upload(self._disk, name, total, self._chunk_bytes)
-            incoming = self._uploads[silo, task] = _Incoming(digest, upload, math.inf)
+            self._uploads[silo, task] = _Incoming(digest, upload, math.inf)
+        incoming = self._uploads[silo, task]
         incoming.due = now + STALL_SECONDS
         return incoming.upload
+
+    def begins(self, silo: SiloId, task: str, digest: bytes, total: int) -> bool:
+        """Whether ``upload`` would begin another one, beside all that ``holdings`` tells of."""
+        incoming = self._uploads.get((silo, task))
+        return incoming is None or (incoming.digest, incoming.upload.total) != (digest, total)
+
+    def holdings(self) -> Iterator[Holding]:
+        """What is kept on disk; callable while another thread is in here."""
+        for (silo, _), incoming in list(self._uploads.items()):
+            yield Holding(silo, incoming.upload.total, True)
+        for (silo, _), offer in list(self._offers.items()):
+            yield Holding(silo, offer.stored.size)
 
     def put(self, silo: SiloId, checkpoint: SignedCheckpoint) -> None:
         """Take a complete upload as a silo's checkpoint of a task.

@@ -230,7 +230,7 @@ def OfferCheckpoint(  # noqa: N802
 
 def _key(request: Any) -> KeyName:
     key = wire.key_from_wire(request)
-    if key is None:
+    if key is None:  # CHECK: key-name
         raise MalformedMessage("key-name", "A message about a key names none.")
     return key
 
@@ -332,7 +332,7 @@ def CreateSession(  # noqa: N802
     sessions: Sessions, request: api.CreateSessionRequest, admin: SiloId, now: float
 ) -> Reply:
     """Create a session."""
-    session = sessions.create(request.config, request.key)
+    session = sessions.create(request.config, request.key, admin)
     return api.CreateSessionReply(session_id=session.session_id)
 
 
@@ -399,7 +399,7 @@ def _told(  # noqa: PLR0911 - one line an event
 
 
 def _check_sender(named: str, silo: SiloId) -> None:
-    if named != silo:
+    if named != silo:  # CHECK: sender-identity
         raise RoleRefused(
             "sender-identity", "A message names another silo than the certificate does."
         )

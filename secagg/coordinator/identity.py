@@ -22,7 +22,6 @@ from secagg.pki.renewal import utc_now
 def caller(
     context: grpc.aio.ServicerContext[Any, Any],
     manifest: Callable[[], Manifest],
-    role: Role,
     *,
     now: Callable[[], datetime] = utc_now,
 ) -> Identity:
@@ -31,15 +30,14 @@ def caller(
     Args:
         context: of the call.
         manifest: gives the membership in force.
-        role: whom the service is for.
         now: aware, UTC; a certificate that ends while its connection is open ends its calls.
 
     Raises:
         IdentityRefused: no certificate, or none of the one accepted form.
-        RoleRefused: revoked, of another consortium, or of another role than the service is for.
+        RoleRefused: revoked, or of another consortium.
     """
     pems = tuple(context.auth_context().get("x509_pem_cert", ()))
-    if len(pems) != 1:
+    if len(pems) != 1:  # CHECK: caller-certificate
         raise IdentityRefused("identity-no-certificate", "The call came without a certificate.")
     current = manifest()
     try:
@@ -52,9 +50,17 @@ def caller(
     except CredentialError as error:
         kind = RoleRefused if error.code in _KNOWN_BUT_REFUSED else IdentityRefused
         raise kind(error.code, error.observed, error.remedy) from None
+    return identity
+
+
+def check_role(identity: Identity, role: Role) -> None:
+    """Return if a service is for this member.
+
+    Raises:
+        RoleRefused: it is for those of another role.
+    """
     if identity.role is not role:
         raise RoleRefused("identity-role", f"This service is for certificates of role {role}.")
-    return identity
 
 
 _KNOWN_BUT_REFUSED = frozenset({"identity-revoked", "identity-consortium"})

@@ -23,10 +23,11 @@ from secagg.wire._pb import journal_pb2 as pb
 from secagg.wire.session import SignedOpening
 
 
-def created(session_id: bytes, config: SessionConfig, key: bytes) -> pb.Record:
-    """A session was created, by the call with this key."""
+def created(session_id: bytes, config: SessionConfig, key: bytes, creator: str) -> pb.Record:
+    """A session was created by an admin, by the call with this key."""
     configured = wire_session.config_to_wire(config)
-    return pb.Record(created=pb.Created(session_id=session_id, config=configured, key=key))
+    made = pb.Created(session_id=session_id, config=configured, key=key, creator=creator)
+    return pb.Record(created=made)
 
 
 def task_opened(signed: SignedOpening, weights: Stored | None) -> pb.Record:
@@ -129,7 +130,7 @@ def parse(data: bytes) -> pb.Record:
         record = pb.Record.FromString(data)
     except DecodeError:
         raise damaged("a row of the journal is no record") from None
-    if record.WhichOneof("record") is None:
+    if record.WhichOneof("record") is None:  # CHECK: record-kind
         raise damaged("a row of the journal is of no kind that this version knows")
     return record
 

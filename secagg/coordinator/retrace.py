@@ -51,7 +51,7 @@ def restore(rows: Iterable[bytes], means: Means, now: float) -> Session:
             "Start the version that wrote it, or move the directory away and begin anew.",
         ) from None
     try:
-        session = Session(config, made.session_id, means, made.key)
+        session = Session(config, made.session_id, means, made.key, made.creator)
         steps = _Retrace(session)
         for record in others:
             steps.take(record, now)
@@ -109,7 +109,7 @@ class _Retrace:
     def _opening(self, opened: pb.AttemptOpened, now: float) -> None:
         descriptor = wire.descriptor_from_wire(opened.descriptor)
         manifest = records.manifest_of(opened.members)
-        if manifest.digest() != descriptor.manifest_digest:
+        if manifest.digest() != descriptor.manifest_digest:  # CHECK: retrace-manifest
             raise damaged(f"an attempt of session {self._session.config.name} has another manifest")
         opening = self._session.opening(
             descriptor.task, descriptor.attempt, descriptor.cohort, manifest, descriptor.key
@@ -122,7 +122,7 @@ class _Retrace:
         )
         found = (descriptor.session_id, descriptor.session_hash, descriptor.round, descriptor.base)
         keys = self._session.keys
-        if descriptor.key != (keys.key if keys else None):
+        if descriptor.key != (keys.key if keys else None):  # CHECK: retrace-descriptor-key
             raise damaged(f"an attempt of session {self._session.config.name} has another key")
         self._check_origin(
             found == expected,
@@ -135,18 +135,18 @@ class _Retrace:
 
     def _key(self, keyed: pb.Keyed) -> None:
         desk, name = self._session.keys, self._session.config.name
-        if desk is None:
+        if desk is None:  # CHECK: retrace-key-unused
             raise damaged(f"session {name} has a key and seals nothing")
         key = KeyName(keyed.epoch, keyed.key_id) if keyed.key_id else None
         follows = keyed.epoch > desk.epoch if key is None else keyed.epoch == desk.epoch
-        if not follows or (key is not None and desk.key is not None):
+        if not follows or (key is not None and desk.key is not None):  # CHECK: retrace-epochs
             raise damaged(f"the epochs of session {name}'s keys do not follow each other")
         members = {SiloId(member.name): member.key for member in keyed.members}
         self._session.note_key(keyed.epoch, key, members)
 
     def _closing(self, closed: pb.PhaseClosed, now: float) -> None:
         live = self._live()
-        if str(live.server.phase) != closed.phase:
+        if str(live.server.phase) != closed.phase:  # CHECK: retrace-phase
             raise damaged(f"session {self._session.config.name} closes a phase that is not open")
         self._session.note_broadcast(live, live.server.close_phase(), now)
 
@@ -158,7 +158,7 @@ class _Retrace:
             verify(self._session.means.identity.public, kind, tau, body, signature)
         except MalformedMessage:
             same = False
-        if not same:
+        if not same:  # CHECK: retrace-origin
             raise ConfigError(
                 "state-of-another",
                 f"Session {self._session.config.name} in the state directory was signed with "
@@ -198,7 +198,7 @@ class _Retrace:
         self._session.end_if_done()
 
     def _live(self) -> Attempt:
-        if self._session.attempt is None:
+        if self._session.attempt is None:  # CHECK: retrace-attempt
             raise damaged(f"session {self._session.config.name} has a message of no attempt")
         return self._session.attempt
 

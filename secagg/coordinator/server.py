@@ -14,10 +14,10 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Any, Final, NoReturn
+from typing import Final, NoReturn
 
 import grpc
 import structlog
@@ -25,8 +25,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1._async import HealthServicer
 
 from secagg.config import MAX_CHUNK_BYTES
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.manifests import Manifests
-from secagg.coordinator.servicer import Servicer
+from secagg.coordinator.servicer import Context, Servicer
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.settings import Settings
 from secagg.coordinator.sqlite import SqliteJournal
@@ -85,14 +86,15 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     credentials = load_credentials(
         settings.credentials, now=datetime.now(UTC), role=Role.COORDINATOR
     )
-    if credentials.identity_key is None:
+    if credentials.identity_key is None:  # CHECK: coordinator-key
         raise CredentialError("key-malformed", "The coordinator has no identity key.")
     manifests = Manifests(credentials)
     disk = LocalDisk(settings.state)
     with disk.lock(), closing(SqliteJournal(settings.state)) as journal:
         sessions = _sessions(settings, manifests, credentials.identity_key, disk, journal)
-        servicer, health = Servicer(sessions, manifests, _die), _Health()
-        server = _server(settings, servicer, health)
+        servicer = Servicer(sessions, manifests, _die, settings.limits)
+        health = _Health(servicer.begin)
+        server = _server(settings.limits, servicer, health)
         port = _bind(server, settings, ServerCertificate(credentials))
         stop = _stop_signal()  # before anybody can know that calls are served
         await server.start()
@@ -127,9 +129,9 @@ def _sessions(
         disk=disk,
         journal=journal,
         entropy=secrets.token_bytes,
-        max_weights_bytes=settings.max_weights_bytes,
+        limits=settings.limits,
     )
-    sessions = Sessions(means, settings.max_sessions)
+    sessions = Sessions(means)
     began = time.monotonic()
     sessions.restore(began)
     structlog.get_logger().info(
@@ -155,30 +157,61 @@ async def _follow_manifest(manifests: Manifests, servicer: Servicer, stop: async
 
 
 class _Health(HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 without its stream: every call of this server is unary."""
+    """grpc.health.v1 without its stream: every call of this server is unary.
+
+    Args:
+        begin: counts a call, or refuses it.
+    """
+
+    def __init__(self, begin: Callable[[Context, str], Awaitable[None]]) -> None:
+        super().__init__()
+        self._begin = begin
+
+    async def Check(  # noqa: N802 - the contract's name
+        self, request: health_pb2.HealthCheckRequest, context: Context
+    ) -> health_pb2.HealthCheckResponse:
+        """Say how the server is, to any member."""
+        await self._begin(context, "Check")
+        return await super().Check(request, context)
 
     async def Watch(  # noqa: N802 - the contract's name
-        self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: health_pb2.HealthCheckRequest, context: Context
     ) -> None:
         """Refuse: a stream a caller would never end."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "call Check")
 
 
-def _server(settings: Settings, servicer: Servicer, health: HealthServicer) -> grpc.aio.Server:
+def transport(limits: Limits) -> list[tuple[str, int]]:
+    """gRPC's options: what bounds a connection that no handler of ours sees."""
+
+    def milliseconds(seconds: float) -> int:
+        return max(1, round(1000 * seconds))
+
+    return [
+        ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.http2.max_ping_strikes", 5),
+        ("grpc.http2.settings_timeout", milliseconds(limits.handshake_seconds)),
+        ("grpc.max_allowed_incoming_connections", limits.max_connections),
+        ("grpc.server_handshake_timeout_ms", milliseconds(limits.handshake_seconds)),
+        ("grpc.http2.bdp_probe", 0),  # else 4 MiB of a call that nobody reads yet are taken in
+        ("grpc.max_concurrent_streams", limits.streams_per_connection),
+        ("grpc.max_connection_idle_ms", milliseconds(limits.idle_seconds)),
+        ("grpc.max_connection_age_ms", milliseconds(limits.connection_seconds)),
+        ("grpc.max_connection_age_grace_ms", milliseconds(limits.connection_grace_seconds)),
+    ]
+
+
+def _server(limits: Limits, servicer: Servicer, health: HealthServicer) -> grpc.aio.Server:
     server = grpc.aio.server(
-        maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        options=[
-            ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", settings.max_metadata_bytes),
-            ("grpc.absolute_max_metadata_size", settings.max_metadata_bytes),
-            ("grpc.so_reuseport", 0),
-            ("grpc.keepalive_time_ms", 60_000),
-            ("grpc.http2.max_ping_strikes", 5),
-        ],
+        maximum_concurrent_rpcs=limits.max_concurrent_calls, options=transport(limits)
     )
-    server.add_generic_rpc_handlers(tuple(servicer.handlers()))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    servicer.register(server)
     return server
 
 

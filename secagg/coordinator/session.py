@@ -29,7 +29,7 @@ from secagg.config import Phase, SessionConfig, SiloId
 from secagg.coordinator import records
 from secagg.coordinator.bridges import Bridges, Wish
 from secagg.coordinator.keys import KeyDesk
-from secagg.coordinator.spool import Blob, Spooled, Stored, Upload
+from secagg.coordinator.spool import Blob, Holding, Spooled, Stored, Upload, check_room
 from secagg.coordinator.standing import Means, Standing
 from secagg.coordinator.state import (
     PROPOSAL_SECONDS,
@@ -98,9 +98,14 @@ class Session(Standing):
     """One session; made by ``create``, or by ``retrace.restore``."""
 
     def __init__(
-        self, config: SessionConfig, session_id: bytes, means: Means, key: bytes = b""
+        self,
+        config: SessionConfig,
+        session_id: bytes,
+        means: Means,
+        key: bytes = b"",
+        creator: str = "",
     ) -> None:
-        super().__init__(config, session_id, means, key)
+        super().__init__(config, session_id, means, key, creator)
         self.last_call: dict[SiloId, float] = {}
         self._opening_transcript = transcript.opening_transcript(self.session_hash, session_id)
         self._proposals: dict[str, Proposal] = {}
@@ -110,11 +115,16 @@ class Session(Standing):
 
     @classmethod
     def create(
-        cls, config: SessionConfig, session_id: bytes, means: Means, key: bytes = b""
+        cls,
+        config: SessionConfig,
+        session_id: bytes,
+        means: Means,
+        key: bytes = b"",
+        creator: str = "",
     ) -> Session:
         """Begin a session, durably."""
-        session = cls(config, session_id, means, key)
-        session._log(lambda: records.created(session_id, config, key), lasting=True)
+        session = cls(config, session_id, means, key, creator)
+        session._log(lambda: records.created(session_id, config, key, creator), lasting=True)
         return session
 
     def signed_manifest(self) -> bytes:
@@ -129,7 +139,9 @@ class Session(Standing):
         Raises:
             RoleRefused: it is not one of the session's silos, or no longer in the manifest.
         """
-        if silo not in self.config.silos or silo not in self.means.manifest().silos:
+        if (
+            silo not in self.config.silos or silo not in self.means.manifest().silos
+        ):  # CHECK: coordinator-session-member
             raise RoleRefused("session-member", f"{silo} is no silo of session {self.config.name}.")
         self.last_call[silo] = now
 
@@ -160,16 +172,18 @@ class Session(Standing):
         name = signed.opening.task
         self._check_task(name)
         if name in self.tasks:
-            if self.tasks[name].signed != signed:
+            if self.tasks[name].signed != signed:  # CHECK: task-open-conflict
                 raise Conflict(silo, "task-open", f"Task {name} is open already.")
             return
         self._check_active()
         proposal = self._proposals.get(name)
-        if proposal is None or proposal.proposer != silo or signed.proposer != silo:
+        if (
+            proposal is None or proposal.proposer != silo or signed.proposer != silo
+        ):  # CHECK: task-proposer
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
         with _signed_by(silo):
             signed.verify(self._key_of(silo), self._opening_transcript)
-        if bool(signed.sealed_digest) != self._weights_are_sealed(signed):
+        if bool(signed.sealed_digest) != self._weights_are_sealed(signed):  # CHECK: weights-sealed
             raise FaultyClient(
                 silo, "weights-sealed", "Initial weights are sealed where the session seals."
             )
@@ -185,7 +199,7 @@ class Session(Standing):
 
     def _key_of(self, silo: SiloId) -> bytes:
         key = self.means.manifest().silos.get(silo)
-        if key is None:
+        if key is None:  # CHECK: proposer-in-manifest
             raise RoleRefused("session-member", f"{silo} is no longer in the manifest.")
         return key
 
@@ -196,12 +210,12 @@ class Session(Standing):
             proposal.discard()
             return None
         upload = proposal.upload
-        if upload is None or upload.total != signed.weights_bytes:
+        if upload is None or upload.total != signed.weights_bytes:  # CHECK: weights-uploaded
             raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
         with upload.committing() as stored:
-            if stored is None:
+            if stored is None:  # CHECK: weights-complete
                 raise FaultyClient(silo, "weights-missing", "The initial weights are not complete.")
-            if stored.digest != signed.uploaded_digest:
+            if stored.digest != signed.uploaded_digest:  # CHECK: coordinator-weights-digest
                 raise FaultyClient(
                     silo, "weights-digest", "The initial weights are not those signed."
                 )
@@ -212,18 +226,19 @@ class Session(Standing):
 
         Raises:
             FaultyClient: another silo was asked for them.
-            QuotaExceeded: they are larger than this coordinator takes.
+            QuotaExceeded: they are larger than this coordinator takes, or ``check_room``.
             SessionEnded: the session is over.
         """
         self._check_active()
         self._check_task(task)
         proposal = self._proposals.get(task)
-        if proposal is None or proposal.proposer != silo:
+        if proposal is None or proposal.proposer != silo:  # CHECK: weights-proposer
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {task}.")
-        if not 0 < total <= self.means.max_weights_bytes:
+        if not 0 < total <= self.means.limits.max_weights_bytes:  # CHECK: weights-size
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
         proposal.deadline = now + PROPOSAL_SECONDS  # it is at work
         if proposal.upload is None or proposal.upload.total != total:
+            self._check_room(silo, total)
             proposal.upload = self._upload(self.weights_name(task), total, proposal.upload)
         return proposal.upload
 
@@ -296,7 +311,7 @@ class Session(Standing):
         self._check_task(task)
         silos = set(self.config.silos)
         possible = 0 <= results < self.released(task) and 1 <= need < len(silos)
-        if not (possible and silos >= set(refused)):
+        if not (possible and silos >= set(refused)):  # CHECK: checkpoint-wish
             raise FaultyClient(silo, "checkpoint-wish", "There can be no such checkpoints.")
         names = frozenset(SiloId(name) for name in refused)
         return self._bridges.ask(silo, task, Wish(results, need, names), now)
@@ -312,12 +327,15 @@ class Session(Standing):
 
         Raises:
             TooLate: nobody waits for one.
-            QuotaExceeded: it is larger than this coordinator takes, or enough are on their way.
+            QuotaExceeded: it is larger than this coordinator takes, enough are on their way, or
+                ``check_room``.
         """
         self._desk(silo)
         self._check_task(task)
-        if not 0 < total <= self.means.max_weights_bytes:
+        if not 0 < total <= self.means.limits.max_weights_bytes:  # CHECK: offered-size
             raise QuotaExceeded("checkpoint-size", f"A checkpoint of {total} bytes is too large.")
+        if self._bridges.begins(silo, task, digest, total):
+            self._check_room(silo, total)
         return self._bridges.upload(silo, task, digest, total, now)
 
     def offer_checkpoint(self, silo: SiloId, checkpoint: SignedCheckpoint) -> None:
@@ -331,7 +349,7 @@ class Session(Standing):
         self._check_task(checkpoint.task)
         with _signed_by(silo):
             checkpoint.verify(self._key_of(silo), self._opening_transcript)
-        if checkpoint.results > self.released(checkpoint.task):
+        if checkpoint.results > self.released(checkpoint.task):  # CHECK: offered-results
             raise FaultyClient(silo, "checkpoint-results", "There are not so many results.")
         self._bridges.put(silo, checkpoint)
 
@@ -348,7 +366,7 @@ class Session(Standing):
 
     def _desk(self, silo: SiloId) -> KeyDesk:
         self._check_active()
-        if self.keys is None:
+        if self.keys is None:  # CHECK: session-seals
             raise FaultyClient(silo, "key-unused", "This session's updates are not sealed.")
         return self.keys
 
@@ -385,11 +403,11 @@ class Session(Standing):
             NotFound: the task is not open.
         """
         self._check_active()
-        if task not in self.tasks:
+        if task not in self.tasks:  # CHECK: ready-task-open
             raise NotFound("task-closed", f"Task {task} has not been opened.")
-        if self.released(task) >= self.config.task(task).rounds:
+        if self.released(task) >= self.config.task(task).rounds:  # CHECK: ready-task-done
             raise SessionEnded("task-done", f"Task {task} has released all its results.")
-        if base != self.base(task):
+        if base != self.base(task):  # CHECK: ready-base
             raise StaleModel(
                 "base-stale",
                 f"The update for {task} is not on the session's current base.",
@@ -407,7 +425,7 @@ class Session(Standing):
 
     def _count_change(self, silo: SiloId) -> None:
         """Bound what one silo can write into the journal of one attempt."""
-        if self._changes[silo] >= MAX_CHANGES:
+        if self._changes[silo] >= MAX_CHANGES:  # CHECK: ready-changes
             raise QuotaExceeded("ready-changes", f"{silo} was ready too often without an attempt.")
         self._changes[silo] += 1
 
@@ -449,7 +467,7 @@ class Session(Standing):
         if upload is None:  # never sent, or received by a process that is gone
             raise FaultyClient(message.sender, "chunk-gap", "The chunk at 0 is missing.")
         with upload.committing() as stored:  # what is summed is what was hashed
-            if stored is None:
+            if stored is None:  # CHECK: coordinator-vector-complete
                 raise FaultyClient(
                     message.sender, "chunk-gap", f"The chunk at {upload.missing} is missing."
                 )
@@ -472,28 +490,53 @@ class Session(Standing):
         Raises:
             TooLate: the phase has closed, or the vector was committed already.
             FaultyClient: not this silo's turn, or not the size of the task's vectors.
+            QuotaExceeded: ``check_room``.
         """
         live = self._attempt(silo, round_number, attempt)
         server = live.server
-        if server.phase is not Phase.MASKED_INPUT:
+        if server.phase is not Phase.MASKED_INPUT:  # CHECK: vector-phase
             early = server.phase in (Phase.ADVERTISE_KEYS, Phase.SHARE_KEYS)
             if early:
                 raise FaultyClient(silo, "phase-early", "Vectors are not being collected yet.")
             raise TooLate("phase-closed", "The vectors of this attempt are collected.")
-        if silo not in server.expected:
+        if silo not in server.expected:  # CHECK: vector-sender
             raise FaultyClient(silo, "sender-unexpected", f"{silo} shared no keys.")
-        if silo in server.arrived:
+        if silo in server.arrived:  # CHECK: vector-once
             raise TooLate("vector-committed", "This silo's vector is committed already.")
-        if total != server.opening.length * self.ring(live).word_bytes:
+        if total != server.opening.length * self.ring(live).word_bytes:  # CHECK: vector-length
             raise FaultyClient(
                 silo, "vector-length", f"A vector of {total} bytes is not the task's."
             )
         if silo not in live.uploads:
+            self._check_room(silo, total)
             live.uploads[silo] = self._upload(self.vector_name(live, silo), total)
         return live.uploads[silo]
 
     def _upload(self, name: str, total: int, instead: Upload | None = None) -> Upload:
         return Upload(self.means.disk, name, total, self.config.chunk_bytes, instead)
+
+    def _check_room(self, silo: SiloId, total: int) -> None:
+        check_room(self.means.limits, self.means.holdings(), silo, total)
+
+    def holdings(self) -> Iterator[Holding]:
+        """What this session keeps on disk; callable while another thread has the session."""
+        for sum_ in list(self.sums):
+            yield Holding(None, sum_.size)
+        for task in list(self.tasks.values()):
+            if task.weights is not None:
+                yield Holding(SiloId(task.signed.proposer), task.weights.size)
+        for proposal in list(self._proposals.values()):
+            upload = proposal.upload
+            if upload is not None:
+                yield Holding(proposal.proposer, upload.held, True)
+        live = self.attempt
+        if live is not None:
+            for silo, upload in list(live.uploads.items()):
+                yield Holding(silo, upload.total, True)
+            size = live.server.opening.length * self.ring(live).word_bytes
+            for silo in live.server.committed:
+                yield Holding(silo, size)
+        yield from self._bridges.holdings()
 
     def abort(self) -> None:
         """End the session on its admin's word."""
@@ -529,9 +572,9 @@ class Session(Standing):
             MalformedMessage: ``seen`` is no ``Step``.
             StaleKey: it waits for an attempt under a key that is not the newest any more.
         """
-        if seen not in STEPS:
+        if seen not in STEPS:  # CHECK: next-step
             raise MalformedMessage("step-unknown", f"There is no step {seen}.")
-        if round_number > self.round:
+        if round_number > self.round:  # CHECK: next-round
             raise FaultyClient(silo, "round-unknown", f"There is no round {round_number} yet.")
         if 0 < round_number < self.round:
             return self.results[round_number - 1]
@@ -563,7 +606,7 @@ class Session(Standing):
         Raises:
             NotFound: the round has no result.
         """
-        if not 0 < round_number < self.round:
+        if not 0 < round_number < self.round:  # CHECK: sum-round
             raise NotFound("round-unknown", f"Round {round_number} has no result.")
         return self.blob(self.sum_name(round_number), self.sums[round_number - 1])
 
@@ -574,7 +617,7 @@ class Session(Standing):
             NotFound: it has none, or is not open.
         """
         weights = self.tasks[task].weights if task in self.tasks else None
-        if weights is None:
+        if weights is None:  # CHECK: weights-known
             raise NotFound("weights-unknown", f"Task {task} has no initial weights.")
         return self.blob(self.weights_name(task), weights)
 
@@ -730,21 +773,24 @@ class Session(Standing):
 
     def _attempt(self, silo: SiloId, round_number: int, attempt: int) -> Attempt:
         self._check_active()
-        if round_number < self.round:
+        if round_number < self.round:  # CHECK: attempt-round-over
             raise TooLate("round-over", f"Round {round_number} has its result.")
-        if round_number == self.round and attempt in self.aborts:
+        if round_number == self.round and attempt in self.aborts:  # CHECK: attempt-aborted
             raise _again(self.aborts[attempt])
         live = self.attempt
-        if live is None or (round_number, attempt) != (self.round, live.number):
+        if live is None or (round_number, attempt) != (
+            self.round,
+            live.number,
+        ):  # CHECK: attempt-known
             raise FaultyClient(silo, "attempt-unknown", "There is no such attempt.")
         return live
 
     def _check_task(self, task: str) -> None:
-        if task not in {known.name for known in self.config.tasks}:
+        if task not in {known.name for known in self.config.tasks}:  # CHECK: session-task
             raise NotFound("task-unknown", f"Session {self.config.name} has no task {task!r}.")
 
     def _check_active(self) -> None:
-        if self.state is not State.ACTIVE:
+        if self.state is not State.ACTIVE:  # CHECK: session-active
             raise SessionEnded("session-over", f"Session {self.config.name} is {self.state}.")
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
 
 from secagg.config import SessionConfig
 from secagg.coordinator.records import parse
 from secagg.coordinator.retrace import restore
 from secagg.coordinator.session import Session
-from secagg.coordinator.spool import damaged
+from secagg.coordinator.spool import Holding, damaged
 from secagg.coordinator.standing import Means
 from secagg.coordinator.state import State
 from secagg.errors import Conflict, MalformedMessage, NotFound, QuotaExceeded
@@ -20,13 +22,12 @@ class Sessions:
     """The sessions, by id and by name.
 
     Args:
-        means: what they work with.
-        max_sessions: how many are kept; the oldest that is over makes room for a new one.
+        means: what they work with; each gets to know what the others keep on disk.
     """
 
-    def __init__(self, means: Means, max_sessions: int) -> None:
-        self._means = means
-        self._max_sessions = max_sessions
+    def __init__(self, means: Means) -> None:
+        self._means = replace(means, holdings=self._holdings)
+        self._limits = means.limits
         self._sessions: dict[bytes, Session] = {}
         self._lock = threading.Lock()
 
@@ -37,7 +38,9 @@ class Sessions:
             StorageDamaged: records or blobs are not what was stored.
         """
         for session_id, rows in self._means.journal.load().items():
-            if not rows or parse(rows[0]).created.session_id != session_id:
+            if (
+                not rows or parse(rows[0]).created.session_id != session_id
+            ):  # CHECK: journal-beginning
                 raise damaged(f"session {session_id.hex()[:8]} has no beginning")
             self._sessions[session_id] = restore(rows, self._means, now)
         folders = {session.folder for session in self._sessions.values()}
@@ -46,17 +49,18 @@ class Sessions:
             if folder not in folders:
                 self._means.disk.remove(folder)
 
-    def create(self, message: api.SessionConfig, key: bytes = b"") -> Session:
+    def create(self, message: api.SessionConfig, key: bytes = b"", creator: str = "") -> Session:
         """Create a session; the same call again gives the session that it created.
 
         Args:
             message: the configuration; without silos, all of the manifest's.
             key: of the call; empty for none.
+            creator: the admin who calls.
 
         Raises:
             MalformedMessage: the configuration cannot be a session.
             Conflict: an active session has that name.
-            QuotaExceeded: too many are active.
+            QuotaExceeded: too many are active, of this admin or of all.
         """
         with self._lock:
             if not message.silos:
@@ -66,30 +70,46 @@ class Sessions:
             if again is not None and again.config == config:
                 return again
             self._check(config)
+            self._check_quota(creator)
             self._make_room()
             session_id = self._means.entropy(32)
-            session = Session.create(config, session_id, self._means, key)
+            session = Session.create(config, session_id, self._means, key, creator)
             self._sessions[session_id] = session
             return session
 
     def _check(self, config: SessionConfig) -> None:
         manifest = self._means.manifest()
-        if config.consortium != manifest.consortium:
+        if config.consortium != manifest.consortium:  # CHECK: session-consortium
             raise MalformedMessage(
                 "session-consortium", f"This coordinator serves consortium {manifest.consortium}."
             )
-        if unknown := set(config.silos) - manifest.silos.keys():
+        if unknown := set(config.silos) - manifest.silos.keys():  # CHECK: session-silos-known
             raise MalformedMessage("session-silos", f"No such silos: {sorted(unknown)}.")
         for session in self.all():
-            if session.config.name == config.name and session.state is State.ACTIVE:
+            if (
+                session.config.name == config.name and session.state is State.ACTIVE
+            ):  # CHECK: session-name-free
                 raise Conflict("admin", "session-name", f"Session {config.name} is active.")
+
+    def _check_quota(self, creator: str) -> None:
+        """Only sessions whose creator was noted count: one from an older journal is nobody's."""
+        most = self._limits.sessions_per_admin
+        own = [
+            s for s in self.all() if s.state is State.ACTIVE and creator and s.creator == creator
+        ]
+        if len(own) >= most:  # CHECK: quota-sessions
+            raise QuotaExceeded(
+                "quota-sessions",
+                f"{creator} has {len(own)} active sessions.",
+                f"Abort one: an admin may have {most} (sessions_per_admin).",
+            )
 
     def _make_room(self) -> None:
         """Forget the oldest session that is over, with its sums, if there are too many."""
-        if len(self._sessions) < self._max_sessions:
+        if len(self._sessions) < self._limits.max_sessions:
             return
         over = next((s for s in self.all() if s.state is not State.ACTIVE), None)
-        if over is None:
+        if over is None:  # CHECK: session-count
             raise QuotaExceeded("session-count", "This coordinator drives no more at once.")
         del self._sessions[over.session_id]
         self._means.journal.forget(over.session_id)
@@ -102,7 +122,7 @@ class Sessions:
             NotFound: there is no such session.
         """
         session = self._sessions.get(session_id)
-        if session is None:
+        if session is None:  # CHECK: session-known
             raise NotFound("session-unknown", "There is no such session at this coordinator.")
         return session
 
@@ -124,3 +144,7 @@ class Sessions:
     def all(self) -> list[Session]:
         """All sessions, oldest first."""
         return list(self._sessions.values())
+
+    def _holdings(self) -> Iterator[Holding]:
+        for session in self.all():
+            yield from session.holdings()

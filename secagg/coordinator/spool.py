@@ -10,18 +10,31 @@ silo, told of the gap, sends it again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
+from secagg.config import SiloId
+from secagg.coordinator.limits import Limits
+from secagg.coordinator.quotas import TryLater
 from secagg.crypto.digest import chunk_digest, root_digest
 from secagg.disk import Disk, let_go
-from secagg.errors import MalformedMessage, NotFound, StorageDamaged, StorageFailed, TooLate
+from secagg.errors import (
+    MalformedMessage,
+    NotFound,
+    QuotaExceeded,
+    StorageDamaged,
+    StorageFailed,
+    TooLate,
+)
 from secagg.ring.vectors import Vector
 from secagg.ring.words import PIECE_BYTES
+
+FULL_SECONDS: Final = 5.0
+"""When to try again where the disk is full: rounds end in minutes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +61,16 @@ class Stored:
             StorageDamaged: it is gone, or of another size.
         """
         data = disk.view(name)
-        if data is None or len(data) != self.size:
+        if data is None or len(data) != self.size:  # CHECK: stored-size
             seen = "is gone" if data is None else f"has {len(data)} bytes, not {self.size}"
             raise damaged(f"{name} {seen}")
         return data
 
     def check(self, chunk: memoryview, name: str, offset: int, chunk_bytes: int) -> None:
         """Return if a chunk's bytes are those that were stored; else StorageDamaged."""
-        if chunk_digest(chunk) != self.chunk_digests[offset // chunk_bytes]:
+        if (
+            chunk_digest(chunk) != self.chunk_digests[offset // chunk_bytes]
+        ):  # CHECK: stored-chunk-digest
             raise damaged(f"the chunk at {offset} of {name} was changed")
 
 
@@ -82,7 +97,7 @@ class Blob:
             NotFound: the offset is not inside the blob, or not a chunk's; or it was forgotten.
             StorageDamaged: the bytes were changed; says where.
         """
-        if offset % self.chunk_bytes or not 0 <= offset < self.stored.size:
+        if offset % self.chunk_bytes or not 0 <= offset < self.stored.size:  # CHECK: blob-offset
             raise NotFound("chunk-offset", f"No chunk of this blob begins at offset {offset}.")
         chunk = self.disk.view(self.name, offset, self.chunk_bytes)
         if chunk is None:
@@ -153,6 +168,64 @@ class Spooled:
             let_go(self.data, offset, len(chunk))
 
 
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A blob on disk, or one that is being received.
+
+    Args:
+        silo: who sent it; None for a sum.
+        size: in bytes, of the whole.
+        open: whether it is not complete yet.
+    """
+
+    silo: SiloId | None
+    size: int
+    open: bool = False
+
+
+def check_room(limits: Limits, held: Iterable[Holding], silo: SiloId, size: int) -> None:
+    """Return if a silo may begin another upload beside what there is.
+
+    It is reckoned anew each time, from what sessions know of their files: no count can drift away
+    from them, nor be lost in a restart. A full coordinator frees itself as rounds end, so whoever
+    finds it full may try again; a silo that holds too much itself is told so for good.
+
+    Args:
+        limits: in force.
+        held: all there is, with what the upload will take the place of.
+        silo: who asks.
+        size: of the upload, in bytes.
+
+    Raises:
+        QuotaExceeded: ``quota-uploads``, ``quota-spool-silo``.
+        TryLater: ``quota-spool``.
+    """
+    there = list(held)
+    own = [holding for holding in there if holding.silo == silo]
+    if sum(holding.open for holding in own) >= limits.uploads_at_once:  # CHECK: quota-uploads
+        raise QuotaExceeded(
+            "quota-uploads",
+            f"{silo} has begun {limits.uploads_at_once} uploads and not completed them.",
+            "End them, or raise uploads_at_once.",
+        )
+    taken = sum(holding.size for holding in own)
+    if taken + size > limits.spool_bytes_per_silo:  # CHECK: quota-spool-silo
+        raise QuotaExceeded(
+            "quota-spool-silo",
+            f"{silo} holds {taken} bytes on the coordinator's disk and wants {size} more.",
+            f"It may hold {limits.spool_bytes_per_silo} (spool_bytes_per_silo).",
+        )
+    taken = sum(holding.size for holding in there)
+    if taken + size > limits.max_spool_bytes:  # CHECK: quota-spool
+        raise TryLater(
+            "quota-spool",
+            f"The coordinator's disk holds {taken} bytes, and {size} more are too many.",
+            f"It may hold {limits.max_spool_bytes} (max_spool_bytes): rounds that end make room, "
+            "and so does a session that is forgotten.",
+            FULL_SECONDS,
+        )
+
+
 def damaged(what: str) -> StorageDamaged:
     """Stored bytes are not what they were."""
     return StorageDamaged(
@@ -171,7 +244,8 @@ class Upload:
         name: its file.
         total: its size in bytes, at least 1.
         chunk_bytes: every chunk has this size, but for the last.
-        instead: another one of this name, which goes when this one begins.
+        instead: another one of this name, which goes when this one begins. If it has not begun
+            itself, the one before it does: nobody makes a chain of them.
     """
 
     def __init__(
@@ -187,7 +261,7 @@ class Upload:
         self._disk = disk
         self._chunk_bytes = chunk_bytes
         self._lock = threading.RLock()
-        self._instead = instead
+        self._instead = instead._begun_one() if instead is not None else None
         self._open = True
         self._begun = False
         self._synced = False
@@ -204,20 +278,28 @@ class Upload:
             StorageFailed: the disk refuses; nothing more is received.
         """
         index, rest = divmod(offset, self._chunk_bytes)
-        if rest or not 0 <= offset < self.total:
+        if rest or not 0 <= offset < self.total:  # CHECK: upload-offset
             raise MalformedMessage("chunk-offset", f"No chunk begins at offset {offset}.")
-        if len(data) != min(self._chunk_bytes, self.total - offset):
+        if len(data) != min(self._chunk_bytes, self.total - offset):  # CHECK: upload-chunk-length
             raise MalformedMessage(
                 "chunk-length", f"The chunk at {offset} has {len(data)} bytes, not its length."
             )
         digest = chunk_digest(data)
         with self._lock:
-            if not self._open:
+            if not self._open:  # CHECK: upload-open
                 raise TooLate("phase-closed", "This blob is no longer being received.")
             if self._digests[index] == digest:
                 return
             self._begin()
             self._write(index, data, digest)
+
+    @property
+    def held(self) -> int:
+        """Bytes that it takes on disk, or will."""
+        return self.total + (self._instead.total if self._instead is not None else 0)
+
+    def _begun_one(self) -> Upload | None:
+        return self if self._begun else self._instead
 
     def _begin(self) -> None:
         if not self._begun:

@@ -7,8 +7,8 @@ it is read back (``retrace``), by the same code, so that both lead to the same s
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -16,7 +16,8 @@ from secagg.ckks.codec import codec_of
 from secagg.config import SessionConfig, SiloId
 from secagg.coordinator.journal import Journal
 from secagg.coordinator.keys import KeyDesk
-from secagg.coordinator.spool import Blob, Stored
+from secagg.coordinator.limits import Limits
+from secagg.coordinator.spool import Blob, Holding, Stored
 from secagg.coordinator.state import Attempt, State, Task
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
@@ -44,7 +45,8 @@ class Means:
         disk: the state directory.
         journal: of the same directory.
         entropy: source of nonces.
-        max_weights_bytes: greatest size of initial weights.
+        limits: how much sessions may take.
+        holdings: gives what all sessions keep on disk.
     """
 
     manifest: Callable[[], Manifest]
@@ -53,7 +55,8 @@ class Means:
     disk: Disk
     journal: Journal
     entropy: Entropy
-    max_weights_bytes: int
+    limits: Limits = field(default_factory=Limits)
+    holdings: Callable[[], Iterable[Holding]] = tuple
 
 
 class Standing:
@@ -64,6 +67,7 @@ class Standing:
         session_id: 32 fresh bytes.
         means: what it works with.
         key: of the call that created it.
+        creator: the admin who called; empty if nobody noted it.
 
     Attributes:
         results: signed results, by round; ``sums`` says what their blobs are.
@@ -76,12 +80,18 @@ class Standing:
     """
 
     def __init__(
-        self, config: SessionConfig, session_id: bytes, means: Means, key: bytes = b""
+        self,
+        config: SessionConfig,
+        session_id: bytes,
+        means: Means,
+        key: bytes = b"",
+        creator: str = "",
     ) -> None:
         self.config = config
         self.session_id = session_id
         self.session_hash = transcript.session_hash(config)
         self.key = key
+        self.creator = creator
         self.means = means
         self.folder = f"sessions/{session_id.hex()}"
         self.state = State.ACTIVE

@@ -1,7 +1,8 @@
 """Errors to gRPC status codes. The only file of the coordinator that knows them.
 
 A refused caller gets the status, the error's text and its stable code (trailing metadata
-``secagg-code``). An error that is not ours is INTERNAL without a word of what it was.
+``secagg-code``); where the same call may be served later, also after how many milliseconds
+(``secagg-retry-after-ms``). An error that is not ours is INTERNAL without a word of what it was.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Final
 
 import grpc
 
+from secagg.coordinator.quotas import TooSlow
 from secagg.errors import (
     Conflict,
     CredentialError,
@@ -29,6 +31,7 @@ from secagg.errors import (
 )
 
 CODE_KEY: Final = "secagg-code"
+RETRY_KEY: Final = "secagg-retry-after-ms"
 _WRONG_PHASE: Final = frozenset(
     {
         "phase-early",
@@ -54,6 +57,7 @@ _BY_CLASS: Final[tuple[tuple[type[SecaggError], grpc.StatusCode], ...]] = (
     (NotFound, grpc.StatusCode.NOT_FOUND),
     (QuotaExceeded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StorageBusy, grpc.StatusCode.UNAVAILABLE),
+    (TooSlow, grpc.StatusCode.DEADLINE_EXCEEDED),
 )
 
 

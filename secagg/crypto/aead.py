@@ -46,6 +46,7 @@ def open_once(key: Secret, box: bytes, associated: bytes) -> bytes:
     try:
         return AESGCM(key.reveal()).decrypt(_ONCE, box, associated)
     except InvalidTag:
+        # CHECK: box-authentication
         raise MalformedMessage("box-authentication", "A sealed box does not open.") from None
 
 
@@ -78,6 +79,7 @@ def open_long(key: Secret, box: Buffer, associated: bytes) -> bytearray:
         for nonce, segment in _segments(box, SEGMENT_BYTES + TAG_BYTES):
             opened += cipher.decrypt(nonce, segment, associated)
     except InvalidTag:
+        # CHECK: long-box-authentication
         raise MalformedMessage("box-authentication", "A long sealed box does not open.") from None
     return opened
 

@@ -36,9 +36,10 @@ def parse_public_key(data: bytes) -> bytes:
         MalformedMessage: wrong length, top bit set, u ≥ 2^255 − 19, or a low-order point.
     """
     u = int.from_bytes(data, "little")
-    if len(data) != KEY_BYTES or u >= _FIELD:
+    if len(data) != KEY_BYTES or u >= _FIELD:  # CHECK: public-key-canonical
         raise MalformedMessage("public-key-encoding", "An X25519 public key is not canonical.")
-    if u in _LOW_ORDER:
+    if u in _LOW_ORDER:  # CHECK: public-key-low-order
+        # CHECK: agreed-zero
         raise MalformedMessage("public-key-low-order", "An X25519 key is a low-order point.")
     return bytes(data)
 

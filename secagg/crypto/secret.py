@@ -40,4 +40,4 @@ class Secret:
         return f"Secret(<{len(self._value)} bytes>)"
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        raise TypeError("a Secret is never pickled or copied")
+        raise TypeError("a Secret is never pickled or copied")  # CHECK: secret-pickled

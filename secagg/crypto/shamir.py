@@ -42,7 +42,7 @@ def split(secret: Secret, *, threshold: int, holders: int, entropy: Entropy) -> 
     Returns:
         33-byte shares in order of position.
     """
-    if not 1 <= threshold <= holders or len(secret) != SECRET_BYTES:
+    if not 1 <= threshold <= holders or len(secret) != SECRET_BYTES:  # CHECK: split-threshold
         raise ValueError("need 1 ≤ threshold ≤ holders and a 32-byte secret")
     coefficients = [_uniform(entropy) for _ in range(threshold - 1)]
     constant = int.from_bytes(secret.reveal(), "big")
@@ -61,7 +61,7 @@ def parse_share(data: bytes) -> Secret:
     Raises:
         MalformedMessage: not 33 bytes, or no field element.
     """
-    if len(data) != SHARE_BYTES or int.from_bytes(data, "big") >= PRIME:
+    if len(data) != SHARE_BYTES or int.from_bytes(data, "big") >= PRIME:  # CHECK: share-range
         raise MalformedMessage("share-encoding", "A secret share is no element of the field.")
     return Secret(data)
 
@@ -86,6 +86,7 @@ class Basis:
         try:
             return Secret((total % PRIME).to_bytes(SECRET_BYTES, "big"))
         except OverflowError:
+            # CHECK: share-combination
             raise MalformedMessage("share-combination", "Shares rebuild no secret.") from None
 
 
@@ -96,6 +97,7 @@ def basis(points: tuple[int, ...]) -> Basis:
     Raises:
         ValueError: a point stands twice or is zero.
     """
+    # CHECK: points-distinct
     if len(set(points)) != len(points) or any(not 0 < point < PRIME for point in points):
         raise ValueError("points must be distinct and non-zero")
     coefficients = []

@@ -57,6 +57,6 @@ def verify(public: bytes, kind: str, transcript: bytes, body: bytes, signature: 
     """
     try:
         key = Ed25519PublicKey.from_public_bytes(public)
-        key.verify(signature, _signed_bytes(kind, transcript, body))
+        key.verify(signature, _signed_bytes(kind, transcript, body))  # CHECK: signature
     except (InvalidSignature, ValueError):
         raise MalformedMessage("signature", f"A {kind} signature does not verify.") from None

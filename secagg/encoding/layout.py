@@ -114,9 +114,9 @@ class Layout(ABC):
         Raises:
             InputError: not finite, or beyond the bound of a task that does not clip.
         """
-        if not math.isfinite(greatest):
+        if not math.isfinite(greatest):  # CHECK: tensor-finite
             raise InputError("tensor-finite", f"Tensor {name!r} holds NaN or infinity.")
-        if self.task.clip is Clip.NONE and greatest > self.task.bound:
+        if self.task.clip is Clip.NONE and greatest > self.task.bound:  # CHECK: tensor-bound
             raise InputError(
                 "tensor-bound",
                 f"Tensor {name!r} reaches {greatest:.9g}; the task's bound is {self.task.bound}.",
@@ -183,7 +183,7 @@ class Layout(ABC):
             MalformedMessage: see ``aggregate``.
         """
         share = float(scalars[0])
-        if not 0 < share <= self.silos * (1 + self.resolution):
+        if not 0 < share <= self.silos * (1 + self.resolution):  # CHECK: result-weight
             raise MalformedMessage(
                 "result-weight", "The sum's total weight is impossible for this session."
             )
@@ -207,6 +207,7 @@ class Layout(ABC):
 
     def _weight_fraction(self, weight: float) -> float:
         least = self.task.weight_cap * self.resolution
+        # CHECK: weight-range
         if not (math.isfinite(weight) and least <= weight <= self.task.weight_cap):
             raise InputError(
                 "weight",
@@ -221,6 +222,7 @@ class Layout(ABC):
             state = "missing" if name in declared else "not declared by the session"
             raise InputError("metric-names", f"Metric {name!r} is {state}.")
         for name, bound in declared.items():
+            # CHECK: metric-range
             if not (math.isfinite(metrics[name]) and abs(metrics[name]) <= bound):
                 raise InputError(
                     "metric-bound", f"Metric {name!r} is {metrics[name]}; its bound is {bound}."

@@ -28,9 +28,10 @@ class TensorSpec:
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        # CHECK: schema-tensor-name
         if not 1 <= len(self.name.encode()) <= 1024 or len(self.shape) > 16:
             raise MalformedMessage("schema-tensor", "A tensor's name or rank is out of range.")
-        if any(not 0 <= axis < 2**40 for axis in self.shape):
+        if any(not 0 <= axis < 2**40 for axis in self.shape):  # CHECK: schema-tensor-axes
             raise MalformedMessage("schema-tensor", f"Tensor {self.name!r} has a negative axis.")
 
     @property
@@ -62,9 +63,10 @@ class Schema:
 
     def __post_init__(self) -> None:
         names = [tensor.name for tensor in self.tensors]
+        # CHECK: schema-order
         if not names or names != sorted(set(names)) or len(names) > MAX_TENSORS:
             raise MalformedMessage("schema-order", "A schema lists 1 or more tensors, by name.")
-        if not 0 < self.size <= MAX_ELEMENTS:
+        if not 0 < self.size <= MAX_ELEMENTS:  # CHECK: schema-size
             raise MalformedMessage("schema-size", f"A schema of {self.size} elements.")
 
     @classmethod

@@ -134,7 +134,7 @@ class _Once:
         try:
             self.token.pop()  # atomic: two threads cannot both have it
         except IndexError:
-            raise OutOfOrder(
+            raise OutOfOrder(  # CHECK: state-spent
                 "state-spent", "A protocol state was used twice.", "Re-send instead."
             ) from None
 
@@ -167,6 +167,7 @@ class _Attempt:
 
     def verify(self, kind: str, tau: bytes, sender: SiloId, body: bytes, signature: bytes) -> None:
         try:
+            # CHECK: peer-signature
             verify(self.member.manifest.silos[sender], kind, tau, body, signature)
         except MalformedMessage:
             _refuse(f"{kind}-signature", f"The {kind} message of {sender} is not signed by it.")
@@ -212,13 +213,14 @@ def admit(descriptor: Descriptor, member: Member, expected: Expected, ledger: Le
 def _check_origin(descriptor: Descriptor, member: Member) -> None:
     key = member.manifest.coordinator
     tau0 = transcript.round_transcript(descriptor)
-    if key is None:
+    if key is None:  # CHECK: descriptor-coordinator
         _refuse("descriptor-coordinator", "The manifest names no coordinator.")
     try:
-        verify(key, SIGN_DESCRIPTOR, tau0, b"", descriptor.signature)
+        verify(key, SIGN_DESCRIPTOR, tau0, b"", descriptor.signature)  # CHECK: descriptor-signature
     except MalformedMessage:
         _refuse("descriptor-signature", "The round is not signed by the consortium's coordinator.")
     manifest = (member.manifest.version, member.manifest.digest())
+    # CHECK: descriptor-manifest
     if (descriptor.manifest_version, descriptor.manifest_digest) != manifest:
         _refuse("descriptor-manifest", "The round uses another manifest than this silo holds.")
 
@@ -226,23 +228,27 @@ def _check_origin(descriptor: Descriptor, member: Member) -> None:
 def _check_place(
     descriptor: Descriptor, member: Member, expected: Expected, ledger: Ledger
 ) -> None:
-    if member.session.consortium != member.manifest.consortium:
+    if member.session.consortium != member.manifest.consortium:  # CHECK: descriptor-consortium
         _refuse("descriptor-session", "The session is of another consortium.")
-    if descriptor.session_id != member.session_id:
+    if descriptor.session_id != member.session_id:  # CHECK: descriptor-session-id
         _refuse("descriptor-session", "The round belongs to another session.")
+    # CHECK: descriptor-session-hash
     if descriptor.session_hash != transcript.session_hash(member.session):
         _refuse("descriptor-session", "The round's session has other parameters than agreed.")
+    # CHECK: descriptor-round
     if descriptor.task != expected.task or descriptor.round != expected.round:
         _refuse("descriptor-round", "The round is not the one that this silo is ready for.")
-    if descriptor.base != expected.base:
+    if descriptor.base != expected.base:  # CHECK: descriptor-base
         _refuse("descriptor-base", "The round starts from another model or task than this silo's.")
-    if (
+    if (  # CHECK: descriptor-key
         descriptor.key != expected.key
         or (descriptor.key is None) == member.session.protection.seals
     ):
         _refuse("descriptor-key", "The round uses another key than this silo's newest one.")
+    # CHECK: descriptor-replay
     if (descriptor.round, descriptor.attempt) <= ledger.last_attempt(member.session_id):
         _refuse("descriptor-replay", "The attempt is not newer than one already joined.")
+    # CHECK: descriptor-session-name
     check_session_name(member.session.name, member.session_id, member.policy, ledger)
 
 
@@ -252,6 +258,7 @@ def check_session_name(name: str, session_id: bytes, policy: Policy, ledger: Led
     Raises:
         PolicyRefused: it took part in another one, and its operator does not consent to a second.
     """
+    # CHECK: session-name-repeat
     if ledger.session_ids(name) - {session_id} and name not in policy.repeat_sessions:
         raise PolicyRefused(
             "policy-session-name",
@@ -262,15 +269,16 @@ def check_session_name(name: str, session_id: bytes, policy: Policy, ledger: Led
 
 def _check_cohort(descriptor: Descriptor, member: Member) -> None:
     cohort, session = descriptor.cohort, member.session
+    # CHECK: cohort-members
     if not set(cohort) <= (member.manifest.silos.keys() & set(session.silos)):
         _refuse("descriptor-cohort", "The cohort has somebody who is no member of the session.")
-    if member.name not in cohort:
+    if member.name not in cohort:  # CHECK: cohort-self
         _refuse("descriptor-cohort", "The cohort is without this silo.")
-    member.policy.check_session(session)
-    member.policy.check_cohort(len(cohort), descriptor.threshold)
-    if len(cohort) < session.min_cohort:
+    member.policy.check_session(session)  # CHECK: cohort-policy-session
+    member.policy.check_cohort(len(cohort), descriptor.threshold)  # CHECK: cohort-policy
+    if len(cohort) < session.min_cohort:  # CHECK: cohort-floor
         _refuse("descriptor-cohort", f"A cohort of {len(cohort)} is below the session's floor.")
-    if descriptor.threshold != session.threshold_for(len(cohort)):
+    if descriptor.threshold != session.threshold_for(len(cohort)):  # CHECK: cohort-threshold
         _refuse("descriptor-threshold", "The threshold is not the session's for this cohort.")
 
 
@@ -297,7 +305,7 @@ def advertise_keys(
         entropy: source of the keys.
     """
     state._once.spend()
-    if recorded.entry != state.entry:
+    if recorded.entry != state.entry:  # CHECK: joined-recorded
         raise OutOfOrder("ledger-entry", "Another attempt was recorded than is being joined.")
     attempt = state.attempt
     channel, mask_key = KeyPair.generate(entropy), KeyPair.generate(entropy)
@@ -370,16 +378,17 @@ def share_keys(
 def _check_roster(state: KeysAdvertised, roster: Roster) -> dict[SiloId, AdvertiseKeys]:
     attempt = state.attempt
     adverts = {advert.sender: advert for advert in roster.adverts}
-    if not adverts.keys() <= set(attempt.descriptor.cohort):
+    if not adverts.keys() <= set(attempt.descriptor.cohort):  # CHECK: roster-cohort
         _refuse("roster-cohort", "The roster has somebody who is not in the cohort.")
-    if len(adverts) < attempt.descriptor.threshold:
+    if len(adverts) < attempt.descriptor.threshold:  # CHECK: roster-threshold
         _refuse("roster-threshold", "The roster has fewer silos than the threshold.")
-    if adverts.get(attempt.me) != state.advert:
+    if adverts.get(attempt.me) != state.advert:  # CHECK: roster-own-advert
         _refuse("roster-own-advert", "The roster does not carry this silo's advert as it was sent.")
     for sender, advert in adverts.items():
+        # CHECK: roster-signatures
         attempt.verify(SIGN_ADVERTISE_KEYS, attempt.tau0, sender, advert.body(), advert.signature)
     keys = [key for advert in adverts.values() for key in (advert.channel_key, advert.mask_key)]
-    if len(set(keys)) != len(keys):
+    if len(set(keys)) != len(keys):  # CHECK: roster-distinct-keys
         _refuse("roster-keys", "A public key stands twice in the roster.")
     return adverts
 
@@ -399,6 +408,7 @@ def _seal_boxes(
             for peer in neighbours(tuple(adverts), state.attempt.me)
         )
     except MalformedMessage:
+        # CHECK: roster-channel-low-order
         _refuse("roster-keys", "A channel key in the roster is a low-order point.")
 
 
@@ -434,7 +444,7 @@ def seal_input(
     """
     state._once.spend()
     attempt = state.attempt
-    if attempt.member.session.protection.masks:
+    if attempt.member.session.protection.masks:  # CHECK: unmasked-upload
         raise OutOfOrder("mask-missing", "A vector of this session is masked before it is sent.")
     _check_sealed(attempt, seed)
     adverts = _check_roster(state, roster)
@@ -477,7 +487,7 @@ def mask_input(
 
 
 def _check_sealed(attempt: _Attempt, seed: bytes) -> None:
-    if bool(seed) != attempt.member.session.protection.seals:
+    if bool(seed) != attempt.member.session.protection.seals:  # CHECK: sealed-upload
         raise OutOfOrder("seal-missing", "A vector is sealed where its session seals, and there.")
 
 
@@ -492,19 +502,19 @@ def _commit(
 def _check_dealings(state: KeysShared, dealt: Dealt) -> tuple[Dealing, ...]:
     attempt, dealings = state.attempt, dealt.dealings
     dealers = {dealing.dealer: dealing for dealing in dealings}
-    if not dealers.keys() <= state.adverts.keys():
+    if not dealers.keys() <= state.adverts.keys():  # CHECK: dealt-roster
         _refuse("dealt-roster", "Shares come from somebody who is not in the roster.")
-    if len(dealers) < attempt.descriptor.threshold:
+    if len(dealers) < attempt.descriptor.threshold:  # CHECK: dealt-threshold
         _refuse("dealt-threshold", "Fewer silos shared their keys than the threshold.")
     own = dealers.get(attempt.me)
-    if own is None or own.body() != state.sent.body():
+    if own is None or own.body() != state.sent.body():  # CHECK: dealt-own
         _refuse("dealt-own", "This silo's own shares are not relayed as they were sent.")
     for dealing in dealings:
-        attempt.verify(
+        attempt.verify(  # CHECK: dealt-signatures
             SIGN_SHARE_KEYS, state.tau1, dealing.dealer, dealing.body(), dealing.signature
         )
         listed = tuple(dealing.commitments.of)
-        if listed != holders(tuple(state.adverts), dealing.dealer):
+        if listed != holders(tuple(state.adverts), dealing.dealer):  # CHECK: dealt-commitments
             _refuse("dealt-commitments", f"{dealing.dealer} did not commit to every share.")
     return dealings
 
@@ -549,6 +559,7 @@ def _masks(state: KeysShared, dealers: tuple[SiloId, ...]) -> list[Mask]:
             for peer in neighbours(dealers, attempt.me)
         ]
     except MalformedMessage:
+        # CHECK: roster-mask-low-order
         _refuse("roster-keys", "A mask key in the roster is a low-order point.")
     return [self_mask(state.self_seed, attempt.me, state.tau1, prg), *pairs]
 
@@ -580,8 +591,8 @@ def check_survivors(
     attempt = state.attempt
     names = _check_commits(state, survivors)
     past = ledger.revealed(attempt.position)
-    check_differencing(past, names)
-    check_update(past.update if past else None, attempt.expected.update)
+    check_differencing(past, names)  # CHECK: survivors-differencing
+    check_update(past.update if past else None, attempt.expected.update)  # CHECK: survivors-update
     seeds = _check_seeds(attempt, survivors)
     tau3 = transcript.survivors_transcript(state.tau2, survivors.commits)
     signed = attempt.sign(SIGN_CONSISTENCY, tau3, Consistency(attempt.me, _UNSIGNED))
@@ -591,9 +602,10 @@ def check_survivors(
 def _check_seeds(attempt: _Attempt, survivors: Survivors) -> tuple[bytes, ...]:
     """Return the seeds of c1: two updates under one would show their difference."""
     seeds = tuple(commit.seed for commit in survivors.commits if commit.seed)
+    # CHECK: survivors-seeds
     if len(seeds) != (len(survivors.commits) if attempt.member.session.protection.seals else 0):
         _refuse("survivors-seeds", "A commit has no seed, or one that has no place there.")
-    if len(set(seeds)) != len(seeds):
+    if len(set(seeds)) != len(seeds):  # CHECK: survivors-distinct-seeds
         _refuse("survivors-seeds", "A seed stands twice among the survivors' commits.")
     return seeds
 
@@ -602,15 +614,17 @@ def _check_commits(state: InputMasked, survivors: Survivors) -> tuple[SiloId, ..
     attempt = state.attempt
     commits = {commit.sender: commit for commit in survivors.commits}
     member = attempt.member
-    if not commits.keys() <= set(state.dealers):
+    if not commits.keys() <= set(state.dealers):  # CHECK: survivors-dealt
         _refuse("survivors-dealt", "A survivor did not share its keys.")
-    if len(commits) < attempt.descriptor.threshold:
+    if len(commits) < attempt.descriptor.threshold:  # CHECK: survivors-threshold
         _refuse("survivors-threshold", "There are fewer survivors than the threshold.")
+    # CHECK: survivors-floor
     if len(commits) < max(member.policy.min_cohort, member.session.min_cohort):
         _refuse("survivors-floor", "There are fewer survivors than the floor.")
-    if commits.get(attempt.me) != state.commit:
+    if commits.get(attempt.me) != state.commit:  # CHECK: survivors-own
         _refuse("survivors-own", "This silo's own commit is not among the survivors'.")
     for sender, commit in commits.items():
+        # CHECK: survivors-signatures
         attempt.verify(SIGN_MASKED_INPUT, state.tau2, sender, commit.body(), commit.signature)
     return tuple(commits)
 
@@ -639,13 +653,14 @@ def check_consistency(state: SurvivorsSigned, signatures: Signatures) -> Consist
     state._once.spend()
     attempt = state.attempt
     signers = [signed.sender for signed in signatures.signed]
-    if len(set(signers)) != len(signers):
+    if len(set(signers)) != len(signers):  # CHECK: consistency-distinct
         _refuse("consistency-duplicate", "A signature over the survivors stands twice.")
-    if not set(signers) <= set(state.survivors):
+    if not set(signers) <= set(state.survivors):  # CHECK: consistency-signers
         _refuse("consistency-signer", "Somebody who is no survivor signed the survivors.")
     for signed in signatures.signed:
+        # CHECK: consistency-signatures
         attempt.verify(SIGN_CONSISTENCY, state.tau3, signed.sender, signed.body(), signed.signature)
-    if len(signers) < attempt.descriptor.threshold:
+    if len(signers) < attempt.descriptor.threshold:  # CHECK: consistency-threshold
         _refuse("consistency-threshold", "Fewer silos signed the survivors than the threshold.")
     entry = Revealed(attempt.position, state.tau3, state.survivors, attempt.expected.update)
     return ConsistentSurvivors(
@@ -676,7 +691,7 @@ def reveal_shares(
         recorded: evidence that the reveal is in the ledger.
     """
     state._once.spend()
-    if recorded.entry != state.entry:
+    if recorded.entry != state.entry:  # CHECK: revealed-recorded
         raise OutOfOrder("ledger-entry", "Another reveal was recorded than is being made.")
     attempt = state.attempt
     shares = tuple(
@@ -717,16 +732,16 @@ def check_result(
     key = member.manifest.coordinator or b""
     tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
     try:
-        verify(key, SIGN_RESULT, tau4, result.body(), result.signature)
+        verify(key, SIGN_RESULT, tau4, result.body(), result.signature)  # CHECK: result-signature
     except MalformedMessage:
         _refuse("result-signature", "The result is not signed by the consortium's coordinator.")
-    if (result.round, result.task) != (expected.round, expected.task):
+    if (result.round, result.task) != (expected.round, expected.task):  # CHECK: result-round
         _refuse("result-round", "The result is of another round or task.")
-    if result.base != expected.base:
+    if result.base != expected.base:  # CHECK: result-base
         _refuse("result-base", "The result starts from another model or task than this silo's.")
-    if (result.key is None) == member.session.protection.seals:
+    if (result.key is None) == member.session.protection.seals:  # CHECK: result-key
         _refuse("result-key", "The result names a key where there is none, or none.")
-    if state is not None and _signed_of(state) != (
+    if state is not None and _signed_of(state) != (  # CHECK: result-survivors
         result.survivors_transcript,
         result.survivors,
         result.seeds,

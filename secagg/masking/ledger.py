@@ -158,7 +158,7 @@ class MemoryLedger:
 
     def record(self, entry: E) -> Recorded[E]:
         """Check an entry against what is there, and store it."""
-        self.check(entry)
+        self.check(entry)  # CHECK: ledger-entry
         match entry:
             case Joined():
                 self._joined[entry.session_id] = entry
@@ -177,19 +177,23 @@ class MemoryLedger:
         """Return if an entry may be stored (see ``Ledger.record``)."""
         match entry:
             case Joined():
+                # CHECK: ledger-replay
                 if (entry.round, entry.attempt) <= self.last_attempt(entry.session_id):
                     raise FaultyServer(
                         "descriptor-replay",
                         "The attempt is not newer than one already joined.",
                     )
+                # CHECK: ledger-joined-update
                 check_update(self.update_at(entry.position or entry.base), entry.update)
             case Revealed():
                 past = self.revealed(entry.base)
-                check_differencing(past, entry.survivors)
+                check_differencing(past, entry.survivors)  # CHECK: ledger-differencing
+                # CHECK: ledger-revealed-update
                 check_update(past.update if past else None, entry.update)
             case Keyed():
                 newest = self.newest_key(entry.session_id)
                 same = newest == KeyName(entry.epoch, entry.key_id)
+                # CHECK: ledger-key-epoch
                 if newest is not None and entry.epoch <= newest.epoch and not same:
                     raise FaultyServer(
                         "key-epoch",
@@ -198,7 +202,7 @@ class MemoryLedger:
                     )
             case _:
                 known = self.openings(entry.session_id).get(entry.task, entry.task_hash)
-                if known != entry.task_hash:
+                if known != entry.task_hash:  # CHECK: ledger-task
                     raise FaultyServer(
                         "task-replaced",
                         f"Task {entry.task} was opened with other tensors or weights before.",
@@ -242,7 +246,7 @@ def check_differencing(past: Revealed | None, survivors: tuple[SiloId, ...]) -> 
         PolicyRefused: other survivors were opened: the difference of the two sums would show few
             silos' updates.
     """
-    if past is not None and past.survivors != survivors:
+    if past is not None and past.survivors != survivors:  # CHECK: differencing
         raise PolicyRefused(
             "differencing",
             "A sum on this base was already opened with other survivors; "
@@ -257,7 +261,7 @@ def check_update(bound: bytes | None, update: bytes) -> None:
     Raises:
         PolicyRefused: it is bound to another: the difference of two sums would show what changed.
     """
-    if bound is not None and bound != update:
+    if bound is not None and bound != update:  # CHECK: differencing-update
         raise PolicyRefused(
             "differencing-update",
             "Another update of this silo was submitted on this base before, and a sum with it may "

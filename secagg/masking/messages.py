@@ -30,24 +30,24 @@ BOX_BYTES: Final = 2 * (SHARE_BYTES + SALT_BYTES) + TAG_BYTES
 
 
 def _check_size(what: str, data: bytes, size: int) -> None:
-    if len(data) != size:
+    if len(data) != size:  # CHECK: message-size
         raise MalformedMessage("message-size", f"A {what} has {len(data)} bytes, not {size}.")
 
 
 def _check_id(name: str) -> None:
-    if not is_name(name):
+    if not is_name(name):  # CHECK: message-name
         raise MalformedMessage("message-name", "A message names nobody who could be a member.")
 
 
 def _check_order(what: str, names: Sequence[str]) -> None:
-    if len(names) > MAX_COHORT or list(names) != sorted(set(names)):
+    if len(names) > MAX_COHORT or list(names) != sorted(set(names)):  # CHECK: message-order
         raise MalformedMessage("message-order", f"A list of {what} is not sorted and distinct.")
     for name in names:
-        _check_id(name)
+        _check_id(name)  # CHECK: message-order-names
 
 
 def _check_number(what: str, value: int, least: int = 1) -> None:
-    if not least <= value < 2**32:
+    if not least <= value < 2**32:  # CHECK: message-number
         raise MalformedMessage("message-number", f"{what} = {value} is out of range.")
 
 
@@ -80,13 +80,15 @@ class Descriptor:
             ("nonce", self.nonce),
             ("base", self.base),
         ):
-            _check_size(what, value, HASH_BYTES)
+            _check_size(what, value, HASH_BYTES)  # CHECK: descriptor-hash-sizes
+        # CHECK: descriptor-signature-size
         _check_size("signature", self.signature, SIGNATURE_BYTES)
-        _check_id(self.task)
-        _check_order("cohort members", self.cohort)
-        _check_number("round", self.round)
-        _check_number("attempt", self.attempt)
-        _check_number("threshold", self.threshold)
+        _check_id(self.task)  # CHECK: descriptor-task-name
+        _check_order("cohort members", self.cohort)  # CHECK: descriptor-cohort-order
+        _check_number("round", self.round)  # CHECK: descriptor-round-number
+        _check_number("attempt", self.attempt)  # CHECK: descriptor-attempt-number
+        _check_number("threshold", self.threshold)  # CHECK: descriptor-threshold-number
+        # CHECK: descriptor-manifest-number
         _check_number("manifest version", self.manifest_version)
 
 
@@ -101,11 +103,12 @@ class AdvertiseKeys:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.sender)
-        parse_public_key(self.channel_key)
-        parse_public_key(self.mask_key)
+        _check_id(self.sender)  # CHECK: advert-sender
+        parse_public_key(self.channel_key)  # CHECK: advert-channel-key
+        parse_public_key(self.mask_key)  # CHECK: advert-mask-key
+        # CHECK: advert-seed-hash-size
         _check_size("self seed hash", self.self_seed_hash, HASH_BYTES)
-        _check_size("signature", self.signature, SIGNATURE_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)  # CHECK: advert-signature-size
 
     def body(self) -> bytes:
         """What the signature covers."""
@@ -119,7 +122,7 @@ class Roster:
     adverts: tuple[AdvertiseKeys, ...]
 
     def __post_init__(self) -> None:
-        _check_order("adverts", [advert.sender for advert in self.adverts])
+        _check_order("adverts", [advert.sender for advert in self.adverts])  # CHECK: roster-order
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,8 +134,10 @@ class Commitment:
     self_seed: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.holder)
+        _check_id(self.holder)  # CHECK: commitment-holder
+        # CHECK: commitment-mask-key-size
         _check_size("share commitment", self.mask_key, HASH_BYTES)
+        # CHECK: commitment-self-seed-size
         _check_size("share commitment", self.self_seed, HASH_BYTES)
 
 
@@ -144,8 +149,8 @@ class Box:
     sealed: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.recipient)
-        _check_size("box", self.sealed, BOX_BYTES)
+        _check_id(self.recipient)  # CHECK: box-recipient
+        _check_size("box", self.sealed, BOX_BYTES)  # CHECK: box-size
 
 
 class Commitments(tuple[Commitment, ...]):
@@ -158,6 +163,7 @@ class Commitments(tuple[Commitment, ...]):
         if isinstance(commitments, cls):
             return commitments
         made = super().__new__(cls, commitments)
+        # CHECK: commitments-order
         _check_order("commitments", [commitment.holder for commitment in made])
         return made
 
@@ -187,9 +193,10 @@ class ShareKeys:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.sender)
+        _check_id(self.sender)  # CHECK: dealer-sender
         object.__setattr__(self, "commitments", Commitments(self.commitments))
-        _check_order("boxes", [box.recipient for box in self.boxes])
+        _check_order("boxes", [box.recipient for box in self.boxes])  # CHECK: boxes-order
+        # CHECK: share-keys-signature-size
         _check_size("signature", self.signature, SIGNATURE_BYTES)
 
     def boxes_digest(self) -> bytes:
@@ -212,12 +219,12 @@ class Dealing:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.dealer)
+        _check_id(self.dealer)  # CHECK: dealing-dealer
         object.__setattr__(self, "commitments", Commitments(self.commitments))
-        _check_size("boxes digest", self.boxes_digest, HASH_BYTES)
+        _check_size("boxes digest", self.boxes_digest, HASH_BYTES)  # CHECK: dealing-digest-size
         if self.sealed is not None:
-            _check_size("box", self.sealed, BOX_BYTES)
-        _check_size("signature", self.signature, SIGNATURE_BYTES)
+            _check_size("box", self.sealed, BOX_BYTES)  # CHECK: dealing-box-size
+        _check_size("signature", self.signature, SIGNATURE_BYTES)  # CHECK: dealing-signature-size
 
     def body(self) -> bytes:
         """What the dealer's signature covers."""
@@ -231,6 +238,7 @@ class Dealt:
     dealings: tuple[Dealing, ...]
 
     def __post_init__(self) -> None:
+        # CHECK: dealings-order
         _check_order("dealings", [dealing.dealer for dealing in self.dealings])
 
 
@@ -248,12 +256,12 @@ class MaskedInput:
     seed: bytes = b""
 
     def __post_init__(self) -> None:
-        _check_id(self.sender)
-        _check_size("vector digest", self.vector_digest, HASH_BYTES)
-        _check_order("bad dealers", self.bad_dealers)
-        _check_size("signature", self.signature, SIGNATURE_BYTES)
+        _check_id(self.sender)  # CHECK: commit-sender
+        _check_size("vector digest", self.vector_digest, HASH_BYTES)  # CHECK: commit-digest-size
+        _check_order("bad dealers", self.bad_dealers)  # CHECK: complaint-order
+        _check_size("signature", self.signature, SIGNATURE_BYTES)  # CHECK: commit-signature-size
         if self.seed:
-            _check_size("seed", self.seed, SEED_BYTES)
+            _check_size("seed", self.seed, SEED_BYTES)  # CHECK: commit-seed-size
 
     def body(self) -> bytes:
         """What the signature covers."""
@@ -273,6 +281,7 @@ class Survivors:
     commits: tuple[MaskedInput, ...]
 
     def __post_init__(self) -> None:
+        # CHECK: survivors-order
         _check_order("survivors", [commit.sender for commit in self.commits])
 
 
@@ -284,7 +293,8 @@ class Consistency:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.sender)
+        _check_id(self.sender)  # CHECK: consistency-sender
+        # CHECK: consistency-signature-size
         _check_size("signature", self.signature, SIGNATURE_BYTES)
 
     def body(self) -> bytes:
@@ -299,7 +309,7 @@ class Signatures:
     signed: tuple[Consistency, ...]
 
     def __post_init__(self) -> None:
-        if len(self.signed) > MAX_COHORT:
+        if len(self.signed) > MAX_COHORT:  # CHECK: signatures-length
             raise MalformedMessage("message-order", "A list of signatures is too long.")
 
 
@@ -320,9 +330,9 @@ class RevealedShare:
     salt: Secret
 
     def __post_init__(self) -> None:
-        _check_id(self.owner)
-        _check_size("share", self.share.reveal(), SHARE_BYTES)
-        _check_size("salt", self.salt.reveal(), SALT_BYTES)
+        _check_id(self.owner)  # CHECK: revealed-owner
+        _check_size("share", self.share.reveal(), SHARE_BYTES)  # CHECK: revealed-share-size
+        _check_size("salt", self.salt.reveal(), SALT_BYTES)  # CHECK: revealed-salt-size
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,9 +347,10 @@ class Unmasking:
     signature: bytes
 
     def __post_init__(self) -> None:
-        _check_id(self.sender)
+        _check_id(self.sender)  # CHECK: unmasking-sender
+        # CHECK: revealed-order
         _check_order("revealed shares", [share.owner for share in self.shares])
-        _check_size("signature", self.signature, SIGNATURE_BYTES)
+        _check_size("signature", self.signature, SIGNATURE_BYTES)  # CHECK: unmasking-signature-size
 
     def body(self) -> bytes:
         """What the signature covers."""
@@ -372,18 +383,20 @@ class Result:
     seeds: tuple[bytes, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_id(self.task)
-        _check_number("round", self.round)
-        _check_size("base", self.base, HASH_BYTES)
-        _check_order("cohort members", self.cohort)
-        _check_order("survivors", self.survivors)
+        _check_id(self.task)  # CHECK: result-task-name
+        _check_number("round", self.round)  # CHECK: result-round-number
+        _check_size("base", self.base, HASH_BYTES)  # CHECK: result-base-size
+        _check_order("cohort members", self.cohort)  # CHECK: result-cohort-order
+        _check_order("survivors", self.survivors)  # CHECK: result-survivors-order
+        # CHECK: result-transcript-size
         _check_size("transcript", self.survivors_transcript, HASH_BYTES)
-        _check_size("vector digest", self.vector_digest, HASH_BYTES)
-        _check_size("signature", self.signature, SIGNATURE_BYTES)
+        _check_size("vector digest", self.vector_digest, HASH_BYTES)  # CHECK: result-digest-size
+        _check_size("signature", self.signature, SIGNATURE_BYTES)  # CHECK: result-signature-size
+        # CHECK: result-seeds
         if len(self.seeds) != (0 if self.key is None else len(self.survivors)):
             raise MalformedMessage("result-seeds", "A sealed sum has one seed for each survivor.")
         for seed in self.seeds:
-            _check_size("seed", seed, SEED_BYTES)
+            _check_size("seed", seed, SEED_BYTES)  # CHECK: result-seed-size
 
     def body(self) -> bytes:
         """What the signature covers, beside τ4."""

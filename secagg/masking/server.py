@@ -122,7 +122,7 @@ def describe(opening: Opening, identity: IdentityKey, entropy: Entropy) -> Descr
             member.
     """
     members = opening.manifest.silos.keys() & set(opening.session.silos)
-    if not set(opening.cohort) <= members:
+    if not set(opening.cohort) <= members:  # CHECK: opening-cohort
         raise ConfigError("cohort", "The cohort has somebody who is no member of the session.")
     unsigned = Descriptor(
         session_id=opening.session_id,
@@ -223,10 +223,10 @@ class ServerRound:
         if before is not None:
             if before == message:
                 return False
-            raise Conflict(
+            raise Conflict(  # CHECK: message-conflict
                 sender, "message-conflict", f"{sender} sent a second, different {phase} message."
             )
-        self._check_phase(phase, sender)
+        self._check_phase(phase, sender)  # CHECK: server-phase
         self._check_signature(message)
         self._check_content(message, vector)
         if isinstance(message, MaskedInput) and vector is not None:
@@ -237,15 +237,16 @@ class ServerRound:
         return True
 
     def _check_phase(self, phase: Phase, sender: SiloId) -> None:
+        # CHECK: phase-closed
         if self.phase is None or ORDER.index(phase) < ORDER.index(self.phase):
             raise TooLate("phase-closed", f"The phase {phase} of this attempt has closed.")
-        if phase is not self.phase:
+        if phase is not self.phase:  # CHECK: phase-early
             raise FaultyClient(
                 sender, "phase-early", f"A {phase} message came while the phase is {self.phase}."
             )
-        if sender not in self.expected and sender in self.descriptor.cohort:
+        if sender not in self.expected and sender in self.descriptor.cohort:  # CHECK: silo-dropped
             raise TooLate("silo-dropped", "This silo's message of an earlier phase came too late.")
-        if sender not in self.expected:
+        if sender not in self.expected:  # CHECK: sender-unexpected
             raise FaultyClient(
                 sender, "sender-unexpected", f"{sender} takes no part in {phase} of this attempt."
             )
@@ -254,6 +255,7 @@ class ServerRound:
         kind = SIGNED_AS[type(message)]
         key = self.opening.manifest.silos[message.sender]
         try:
+            # CHECK: message-signature
             verify(key, kind, self._taus[-1], message.body(), message.signature)
         except MalformedMessage as error:
             raise FaultyClient(message.sender, "message-signature", error.observed) from None
@@ -276,7 +278,7 @@ class ServerRound:
             for key in (other.channel_key, other.mask_key)
         }
         keys = {message.channel_key, message.mask_key}
-        if len(keys) != 2 or keys & taken:
+        if len(keys) != 2 or keys & taken:  # CHECK: advert-distinct-keys
             raise FaultyClient(
                 message.sender, "advert-keys", "A public key is used twice in this attempt."
             )
@@ -286,24 +288,25 @@ class ServerRound:
         recipients = tuple(box.recipient for box in message.boxes)
         listed = tuple(message.commitments.of)
         right = (neighbours(roster, message.sender), holders(roster, message.sender))
-        if (recipients, listed) != right:
+        if (recipients, listed) != right:  # CHECK: share-lists
             raise FaultyClient(
                 message.sender, "share-lists", "Boxes or commitments are not one for each holder."
             )
 
     def _check_masked_input(self, message: MaskedInput, vector: Uploaded | None) -> None:
-        if (
+        if (  # CHECK: vector-complete
             vector is None
             or vector.length != self.opening.length
             or vector.dtype != self._ring.dtype
         ):
             raise FaultyClient(message.sender, "vector-length", "The vector is not complete.")
         self._check_seed(message)
+        # CHECK: complaint-dealers
         if not set(message.bad_dealers) <= set(self._dealings) - {message.sender}:
             raise FaultyClient(
                 message.sender, "bad-dealers", "A complaint names somebody who dealt no shares."
             )
-        if vector.digest() != message.vector_digest:
+        if vector.digest() != message.vector_digest:  # CHECK: vector-committed
             raise FaultyClient(
                 message.sender, "vector-digest", "The vector is not the one committed to."
             )
@@ -313,13 +316,14 @@ class ServerRound:
         try:
             self._sum.fold(vector)
         except MalformedMessage as error:
+            # CHECK: vector-residues
             raise FaultyClient(message.sender, error.code, error.observed) from None
 
     def _check_seed(self, message: MaskedInput) -> None:
         taken = _of(MaskedInput, self._accepted[Phase.MASKED_INPUT]).values()
-        if bool(message.seed) != self.opening.session.protection.seals:
+        if bool(message.seed) != self.opening.session.protection.seals:  # CHECK: seed-missing
             raise FaultyClient(message.sender, "seed-missing", "A sealed vector has a seed.")
-        if message.seed and message.seed in {other.seed for other in taken}:
+        if message.seed and message.seed in {other.seed for other in taken}:  # CHECK: seed-repeated
             raise FaultyClient(message.sender, "seed-repeated", "Two vectors have the same seed.")
 
     def _check_unmasking(self, message: Unmasking) -> None:
@@ -329,7 +333,7 @@ class ServerRound:
             for owner in self._dealings
             if owner not in complaints
         }
-        if {share.owner: share.kind for share in message.shares} != wanted:
+        if {share.owner: share.kind for share in message.shares} != wanted:  # CHECK: reveal-list
             raise FaultyClient(
                 message.sender,
                 "reveal-list",
@@ -349,7 +353,7 @@ class ServerRound:
         try:
             parse_share(share.share.reveal())
         except MalformedMessage:
-            return False
+            return False  # CHECK: revealed-share-encoding
         return share_commitment(share, holder, self._taus[1]) == _committed(commitment, share.kind)
 
     def close_phase(self) -> Broadcast:
@@ -358,7 +362,7 @@ class ServerRound:
         Raises:
             RoundAborted: too few are left, or a dealer is blamed; the attempt is over.
         """
-        if self.phase is None:
+        if self.phase is None:  # CHECK: attempt-over
             raise TooLate("attempt-over", "The attempt is over.")
         phase, self.phase = self.phase, None  # an attempt that raises below stays over
         broadcast = _CLOSERS[phase](self)
@@ -367,12 +371,12 @@ class ServerRound:
         return broadcast
 
     def _require(self, phase: Phase, have: int, need: int) -> None:
-        if have < need:
+        if have < need:  # CHECK: quorum
             raise RoundAborted(phase, have, need)
 
     def _close_advertise_keys(self) -> Roster:
         adverts = _of(AdvertiseKeys, self._accepted[Phase.ADVERTISE_KEYS])
-        self._require(Phase.ADVERTISE_KEYS, len(adverts), self.threshold)
+        self._require(Phase.ADVERTISE_KEYS, len(adverts), self.threshold)  # CHECK: quorum-adverts
         self._adverts = adverts
         self._members.append(tuple(adverts))
         roster = Roster(tuple(adverts.values()))
@@ -381,7 +385,7 @@ class ServerRound:
 
     def _close_share_keys(self) -> Mapping[SiloId, Dealt]:
         dealings = _of(ShareKeys, self._accepted[Phase.SHARE_KEYS])
-        self._require(Phase.SHARE_KEYS, len(dealings), self.threshold)
+        self._require(Phase.SHARE_KEYS, len(dealings), self.threshold)  # CHECK: quorum-dealings
         self._dealings = dealings
         self._members.append(tuple(dealings))
         bodies = {name: message.body() for name, message in dealings.items()}
@@ -391,7 +395,7 @@ class ServerRound:
     def _close_masked_input(self) -> Survivors:
         commits = _of(MaskedInput, self._accepted[Phase.MASKED_INPUT])
         need = max(self.threshold, self.opening.session.min_cohort)
-        self._require(Phase.MASKED_INPUT, len(commits), need)
+        self._require(Phase.MASKED_INPUT, len(commits), need)  # CHECK: quorum-survivors
         self._check_dealers(commits)
         self._commits = commits
         self._members.append(tuple(commits))
@@ -402,7 +406,7 @@ class ServerRound:
     def _check_dealers(self, commits: Mapping[SiloId, MaskedInput]) -> None:
         for dealer in self._dealings:
             good = sum(dealer not in commit.bad_dealers for commit in commits.values())
-            if good < self.threshold:
+            if good < self.threshold:  # CHECK: quorum-openable
                 fault = FaultyClientOrServer(
                     dealer,
                     "shares-unopened",
@@ -419,7 +423,7 @@ class ServerRound:
 
     def _close_consistency(self) -> Signatures | Result:
         signed = _of(Consistency, self._accepted[Phase.CONSISTENCY])
-        self._require(Phase.CONSISTENCY, len(signed), self.threshold)
+        self._require(Phase.CONSISTENCY, len(signed), self.threshold)  # CHECK: quorum-signatures
         self._members.append(tuple(signed))
         if not self.opening.session.protection.masks:
             return self._release([])
@@ -427,7 +431,7 @@ class ServerRound:
 
     def _close_unmasking(self) -> Result:
         revealed = len(self._accepted[Phase.UNMASKING])
-        self._require(Phase.UNMASKING, revealed, self.threshold)
+        self._require(Phase.UNMASKING, revealed, self.threshold)  # CHECK: quorum-reveals
         try:
             masks = self._unmasking()
         finally:  # shares and rebuilt secrets live no longer than they must
@@ -448,7 +452,7 @@ class ServerRound:
                 else:
                     masks += orphan_masks(advert, secret, self._adverts, self.survivors, tau1, prg)
             except MalformedMessage as error:  # every share matched what the dealer signed
-                raise RoundAborted(
+                raise RoundAborted(  # CHECK: rebuilt-secret
                     Phase.UNMASKING,
                     0,
                     self.threshold,
@@ -459,7 +463,7 @@ class ServerRound:
         return masks
 
     def _require_shares(self, shares: Mapping[SiloId, Secret]) -> None:
-        if len(shares) < self.threshold:
+        if len(shares) < self.threshold:  # CHECK: quorum-shares
             raise RoundAborted(
                 Phase.UNMASKING,
                 len(shares),

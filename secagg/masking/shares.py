@@ -125,7 +125,7 @@ def open_shares(
     key = _box_key(channel, dealer_key, dealer, holder, tau1)
     plaintext = open_once(key, sealed, enc(tau1, dealer.encode(), holder.encode()))
     shares = HeldShares.unpack(dealer, plaintext)
-    if shares.commitment(holder, tau1) != commitment:
+    if shares.commitment(holder, tau1) != commitment:  # CHECK: share-commitment
         raise MalformedMessage("share-commitment", "A share is not the one committed to.")
     return shares
 

@@ -48,7 +48,7 @@ def survivor_mask(advert: AdvertiseKeys, seed: Secret, tau1: bytes, prg: MaskPrg
     Raises:
         MalformedMessage: the seed is not the one that the advert pinned.
     """
-    if digest(SELF_SEED, seed.reveal()) != advert.self_seed_hash:
+    if digest(SELF_SEED, seed.reveal()) != advert.self_seed_hash:  # CHECK: rebuilt-seed
         raise MalformedMessage("rebuilt-seed", "A rebuilt self seed is not the advertised one.")
     return self_mask(seed, advert.sender, tau1, prg).inverse()
 
@@ -67,7 +67,7 @@ def orphan_masks(
         MalformedMessage: the key is not the advertised one's private half.
     """
     pair = KeyPair.from_private(key)
-    if pair.public != advert.mask_key:
+    if pair.public != advert.mask_key:  # CHECK: rebuilt-key
         raise MalformedMessage("rebuilt-key", "A rebuilt mask key is not the advertised one.")
     shared = set(neighbours(tuple(adverts), advert.sender)) & set(survivors)
     return [

@@ -86,12 +86,12 @@ class Authority:
             ConfigError: ``name``.
             CredentialError: ``authority-exists``; ``file-permissions``.
         """
-        check_name("consortium", consortium)
+        check_name("consortium", consortium)  # CHECK: authority-name
         make_private_dir(directory)
         with locked(directory):
             for file in (_KEY, _CERTIFICATE, _MANIFEST, _LOG):
                 if os.path.lexists(directory / file):
-                    raise CredentialError(
+                    raise CredentialError(  # CHECK: authority-exists
                         "authority-exists",
                         f"{directory / file} is already there and is never overwritten.",
                         "Name another --dir for a second consortium.",
@@ -116,6 +116,7 @@ class Authority:
         """
         certificate = read_public(directory / _CERTIFICATE)
         key = Secret(read_private(directory / _KEY))
+        # CHECK: authority-key
         if public_der(load_key(key).public_key()) != public_der(authority_key(certificate)):
             raise CredentialError(
                 "authority-key",
@@ -123,6 +124,7 @@ class Authority:
                 "Restore the directory from its backup.",
             )
         manifest = _read_manifest(directory).verify(certificate)
+        # CHECK: authority-own-consortium
         check_authority_consortium(certificate, manifest.consortium)
         return cls(directory, manifest.consortium, certificate, key)
 
@@ -135,7 +137,7 @@ class Authority:
     def signed_manifest(self) -> SignedManifest:
         """The newest manifest, for the coordinator and the members; verified."""
         signed = _read_manifest(self.directory)
-        signed.verify(self.certificate_pem)
+        signed.verify(self.certificate_pem)  # CHECK: authority-manifest
         return signed
 
     @property
@@ -202,6 +204,7 @@ class Authority:
             CredentialError: ``member-unknown``: nothing of that name is left to revoke;
                 ``authority-expired`` or ``authority-not-yet-valid``.
         """
+        # CHECK: revoking-authority-validity
         check_authority_validity(load_authority(self.certificate_pem), now=now)
         with locked(self.directory):
             manifest = self.manifest
@@ -217,9 +220,9 @@ class Authority:
 
     def _not_after(self, now: datetime, days: int) -> datetime:
         authority = load_authority(self.certificate_pem)
-        check_authority_validity(authority, now=now)
+        check_authority_validity(authority, now=now)  # CHECK: approving-authority-validity
         last = (authority.not_valid_after_utc - now).days
-        if not 1 <= days <= last:
+        if not 1 <= days <= last:  # CHECK: certificate-days
             raise ConfigError(
                 "days",
                 f"days = {days}; it is at least 1, and the authority itself ends in {last} days.",
@@ -228,13 +231,13 @@ class Authority:
         return now + timedelta(days=days)
 
     def _check_request(self, request: Request, log: Log, manifest: Manifest) -> None:
-        if request.consortium != self.consortium:
+        if request.consortium != self.consortium:  # CHECK: request-consortium
             raise CredentialError(
                 "request-consortium",
                 f"The request is for consortium {request.consortium}, not {self.consortium}.",
                 "Have it made again with the right --consortium.",
             )
-        log.check_keys(request, manifest.revoked)
+        log.check_keys(request, manifest.revoked)  # CHECK: request-keys-unused
         others = [
             entry.name
             for entry in log.entries
@@ -242,7 +245,7 @@ class Authority:
             and entry.name != request.name
             and entry.serial not in manifest.revoked
         ]
-        if others:
+        if others:  # CHECK: coordinator-exists
             raise CredentialError(
                 "coordinator-exists",
                 f"The consortium's coordinator is {others[0]}; it has one only.",

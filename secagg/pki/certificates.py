@@ -88,8 +88,8 @@ def load_authority(pem: bytes) -> x509.Certificate:
     """
     try:
         certificate = load_certificate(pem)
-        certificate.verify_directly_issued_by(certificate)
-        p256_public(certificate.public_key())
+        p256_public(certificate)  # CHECK: authority-p256
+        certificate.verify_directly_issued_by(certificate)  # CHECK: authority-self-signed
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
         sound = constraints.ca and constraints.path_length == 0 and usage.key_cert_sign
@@ -103,7 +103,7 @@ def load_authority(pem: bytes) -> x509.Certificate:
         x509.UnsupportedGeneralNameType,
     ):
         sound = False
-    if not sound:
+    if not sound:  # CHECK: authority-malformed
         raise CredentialError(
             "authority-malformed",
             "The authority's certificate isn't one of a consortium's authority.",
@@ -114,7 +114,7 @@ def load_authority(pem: bytes) -> x509.Certificate:
 
 def authority_key(pem: bytes) -> ec.EllipticCurvePublicKey:
     """The public key of a trust anchor (see ``load_authority``)."""
-    return p256_public(load_authority(pem).public_key())
+    return p256_public(load_authority(pem))
 
 
 def check_authority_consortium(pem: bytes, consortium: str) -> None:
@@ -123,7 +123,7 @@ def check_authority_consortium(pem: bytes, consortium: str) -> None:
     Raises:
         CredentialError: ``authority-consortium``.
     """
-    if load_authority(pem).subject != _authority_name(consortium):
+    if load_authority(pem).subject != _authority_name(consortium):  # CHECK: authority-consortium
         raise CredentialError(
             "authority-consortium",
             f"The authority's certificate isn't one of consortium {consortium}.",
@@ -140,14 +140,14 @@ def check_issued(certificate: x509.Certificate, authority_pem: bytes, *, now: da
     """
     authority = load_authority(authority_pem)
     try:
-        certificate.verify_directly_issued_by(authority)
+        certificate.verify_directly_issued_by(authority)  # CHECK: certificate-chain
     except (ValueError, TypeError, InvalidSignature):
         raise CredentialError(
             "certificate-chain",
             "The certificate was not issued by the consortium's authority.",
             "Ask the admin for the bundle again and compare the fingerprints.",
         ) from None
-    check_authority_validity(authority, now=now)
+    check_authority_validity(authority, now=now)  # CHECK: issued-authority-validity
 
 
 def check_authority_validity(authority: x509.Certificate, *, now: datetime) -> None:
@@ -156,13 +156,13 @@ def check_authority_validity(authority: x509.Certificate, *, now: datetime) -> N
     Raises:
         CredentialError: ``authority-expired`` or ``authority-not-yet-valid``.
     """
-    if now > authority.not_valid_after_utc:
+    if now > authority.not_valid_after_utc:  # CHECK: authority-expired
         raise CredentialError(
             "authority-expired",
             f"The authority's certificate ended on {authority.not_valid_after_utc:%Y-%m-%d}.",
             "Create a new authority and enrol every member again.",
         )
-    if now < authority.not_valid_before_utc:
+    if now < authority.not_valid_before_utc:  # CHECK: authority-not-yet-valid
         raise CredentialError(
             "authority-not-yet-valid",
             f"The authority's certificate begins on {authority.not_valid_before_utc:%Y-%m-%d}.",

@@ -90,13 +90,13 @@ class Credentials:
         Raises:
             CredentialError: ``certificate-expired`` or ``certificate-not-yet-valid``.
         """
-        if now > self.not_after:
+        if now > self.not_after:  # CHECK: certificate-expired
             raise CredentialError(
                 "certificate-expired",
                 f"The certificate of {self.identity.uri} ended at {self.not_after:%F %T} UTC.",
                 self.how_to_renew,
             )
-        if now < self.not_before:
+        if now < self.not_before:  # CHECK: certificate-not-yet-valid
             raise CredentialError(
                 "certificate-not-yet-valid",
                 f"The certificate of {self.identity.uri} begins at {self.not_before:%F %T} UTC; "
@@ -146,7 +146,7 @@ def load_credentials(directory: Path, *, now: datetime, role: Role) -> Credentia
             ``certificate-role``, ``manifest-malformed``, or any code of ``assemble``.
     """
     found = installed_role(directory)
-    if found is not role:
+    if found is not role:  # CHECK: certificate-role
         raise CredentialError(
             "certificate-role",
             f"{directory} holds the credentials of a {found}; this command needs a {role}'s.",
@@ -205,18 +205,18 @@ def assemble(
         directory=directory,
     )
     own = public_der(load_key(keys.tls).public_key())
-    if public_der(p256_public(certificate.public_key())) != own:
+    if public_der(p256_public(certificate)) != own:  # CHECK: certificate-key
         raise CredentialError(
             "certificate-key",
             f"The certificate of {identity.uri} is not for the TLS key in {directory}.",
             "Install the bundle where its request was made, or make a new request.",
         )
-    credentials.check_validity(now)
-    check_authority_consortium(authority_pem, identity.consortium)
-    check_issued(certificate, authority_pem, now=now)
+    credentials.check_validity(now)  # CHECK: assembled-validity
+    check_authority_consortium(authority_pem, identity.consortium)  # CHECK: assembled-consortium
+    check_issued(certificate, authority_pem, now=now)  # CHECK: assembled-chain
     manifest = signed.verify(authority_pem)
-    _check_membership(manifest, identity, keys.identity)
-    if serial_hex(certificate) in manifest.revoked:
+    _check_membership(manifest, identity, keys.identity)  # CHECK: assembled-membership
+    if serial_hex(certificate) in manifest.revoked:  # CHECK: certificate-revoked
         raise CredentialError(
             "certificate-revoked",
             f"The authority has revoked this certificate of {identity.uri}.",
@@ -232,11 +232,10 @@ def read_keys(directory: Path, role: Role) -> Keys:
         CredentialError: ``file-missing``, ``file-permissions`` or ``key-malformed``.
     """
     tls = Secret(read_private(directory / TLS_KEY))
-    load_key(tls)
     if role is Role.ADMIN:
         return Keys(tls, None)
     seed = Secret(read_private(directory / IDENTITY_KEY))
-    if len(seed) != KEY_BYTES:
+    if len(seed) != KEY_BYTES:  # CHECK: identity-key-size
         raise CredentialError(
             "key-malformed",
             f"{directory / IDENTITY_KEY} holds {len(seed)} bytes, not {KEY_BYTES}.",
@@ -261,7 +260,7 @@ def save_manifest(directory: Path, signed: SignedManifest) -> SignedManifest:
     authority_pem = read_public(directory / AUTHORITY)
     with locked(directory):
         current = SignedManifest.from_json(read_public(directory / MANIFEST))
-        current.verify(authority_pem)
+        current.verify(authority_pem)  # CHECK: saved-manifest-signature
         newest = accept(current, signed, authority_pem)
         if newest is not current:
             write_public(directory / MANIFEST, newest.to_json())
@@ -269,7 +268,7 @@ def save_manifest(directory: Path, signed: SignedManifest) -> SignedManifest:
 
 
 def _check_membership(manifest: Manifest, identity: Identity, key: IdentityKey | None) -> None:
-    if manifest.consortium != identity.consortium:
+    if manifest.consortium != identity.consortium:  # CHECK: member-consortium
         raise CredentialError(
             "manifest-consortium",
             f"The manifest is of consortium {manifest.consortium}, not {identity.consortium}.",
@@ -279,7 +278,7 @@ def _check_membership(manifest: Manifest, identity: Identity, key: IdentityKey |
         return
     is_silo = identity.role is Role.SILO
     listed = manifest.silos.get(SiloId(identity.name)) if is_silo else manifest.coordinator
-    if key is None or listed != key.public:
+    if key is None or listed != key.public:  # CHECK: manifest-member
         raise CredentialError(
             "manifest-not-member",
             f"Version {manifest.version} of the manifest doesn't list {identity.uri} with the "

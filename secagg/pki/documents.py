@@ -36,7 +36,7 @@ def decode(kind: type[_T], data: bytes, *, code: str, what: str) -> _T:
     Raises:
         CredentialError: under ``code``.
     """
-    if len(data) > MAX_FILE_BYTES:
+    if len(data) > MAX_FILE_BYTES:  # CHECK: document-size
         raise CredentialError(code, f"This is larger than any {what}.")
     try:
         return adapter(kind).validate_json(data)

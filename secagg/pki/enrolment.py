@@ -69,7 +69,7 @@ def create_request(
     with locked(directory):
         for file in (TLS_KEY, IDENTITY_KEY):
             if os.path.lexists(directory / file):
-                raise CredentialError(
+                raise CredentialError(  # CHECK: keys-exist
                     "keys-exist",
                     f"{directory / file} is already there and is never overwritten.",
                     "Use --renew to ask for a new certificate for these keys, or another --dir.",
@@ -136,8 +136,8 @@ class Bundle:
                 consortium=self.consortium,
                 role=self.role,
                 name=self.name,
-                authority=self.authority_pem.decode("ascii"),
-                certificate=self.certificate_pem.decode("ascii"),
+                authority=self.authority_pem.decode(),
+                certificate=self.certificate_pem.decode(),
                 manifest=ManifestFile.of(self.manifest),
             )
         )
@@ -181,6 +181,7 @@ def install_bundle(
     """
     if fingerprint is not None:
         actual = certificate_fingerprint(bundle.authority_pem)
+        # CHECK: authority-fingerprint
         check_fingerprint(actual, fingerprint, "authority-fingerprint")
     keys = read_keys(directory, bundle.role)
     with locked(directory):
@@ -188,6 +189,7 @@ def install_bundle(
         credentials = assemble(
             directory, keys, bundle.certificate_pem, bundle.authority_pem, manifest, now=now
         )
+        # CHECK: bundle-name
         if credentials.identity != Identity(bundle.consortium, bundle.role, bundle.name):
             raise CredentialError(
                 "bundle-name",
@@ -206,6 +208,7 @@ def _newest(directory: Path, bundle: Bundle) -> SignedManifest:
     if not os.path.lexists(directory / AUTHORITY):
         return bundle.manifest
     installed = read_public(directory / AUTHORITY)
+    # CHECK: authority-changed
     if certificate_fingerprint(installed) != certificate_fingerprint(bundle.authority_pem):
         raise CredentialError(
             "authority-changed",
@@ -216,7 +219,7 @@ def _newest(directory: Path, bundle: Bundle) -> SignedManifest:
     if not os.path.lexists(directory / MANIFEST):
         return bundle.manifest
     current = SignedManifest.from_json(read_public(directory / MANIFEST))
-    current.verify(installed)
+    current.verify(installed)  # CHECK: installed-manifest-signature
     if bundle.manifest.manifest.version < current.manifest.version:
         return current
     return accept(current, bundle.manifest, installed)

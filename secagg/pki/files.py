@@ -58,7 +58,7 @@ def make_private_dir(path: Path) -> None:
         pass
     except OSError as error:
         raise _refused(path, f"cannot be made ({error.strerror})", "Name another --dir.") from None
-    _check_directory(path)
+    _check_directory(path)  # CHECK: made-directory
 
 
 def read_private(path: Path) -> bytes:
@@ -134,7 +134,7 @@ def _read(path: Path, forbidden: int, mode: str) -> bytes:
     try:
         if path.is_symlink():
             raise _refused(path, "is a symbolic link", "Put the file itself there.")
-        _check_directory(path.parent)
+        _check_directory(path.parent)  # CHECK: file-directory
         descriptor = os.open(path, flags)
     except FileNotFoundError:
         raise CredentialError(
@@ -145,37 +145,37 @@ def _read(path: Path, forbidden: int, mode: str) -> bytes:
     except OSError as error:
         raise _refused(path, f"cannot be opened ({error.strerror})", "See who owns it.") from None
     try:
-        _check_file(path, os.fstat(descriptor), forbidden, mode)
+        _check_file(path, os.fstat(descriptor), forbidden, mode)  # CHECK: file-status
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(MAX_FILE_BYTES + 1)
     finally:
         os.close(descriptor)
-    if len(data) > MAX_FILE_BYTES:
+    if len(data) > MAX_FILE_BYTES:  # CHECK: file-size
         raise CredentialError("file-size", f"{path} is larger than any file of this product.")
     return data
 
 
 def _check_file(path: Path, status: os.stat_result, forbidden: int, mode: str) -> None:
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode):  # CHECK: file-regular
         raise _refused(path, "is not a regular file", "Put a regular file there.")
-    _check_owner(path, status)
-    if status.st_mode & forbidden:
+    _check_owner(path, status)  # CHECK: file-owner
+    if status.st_mode & forbidden:  # CHECK: file-mode
         seen = f"has mode {stat.S_IMODE(status.st_mode):o}, open to other users"
         raise _refused(path, seen, f"Run `chmod {mode} {path}`; replace a key others had.")
 
 
 def _check_directory(path: Path) -> None:
     status = path.stat()
-    if not stat.S_ISDIR(status.st_mode):
+    if not stat.S_ISDIR(status.st_mode):  # CHECK: directory-kind
         raise _refused(path, "is not a directory", "Name a directory.")
-    _check_owner(path, status)
-    if status.st_mode & _ANY_BY_OTHERS:
+    _check_owner(path, status)  # CHECK: directory-owner
+    if status.st_mode & _ANY_BY_OTHERS:  # CHECK: directory-mode
         seen = f"has mode {stat.S_IMODE(status.st_mode):o}, open to other users"
         raise _refused(path, seen, f"Run `chmod 700 {path}`, or name another --dir.")
 
 
 def _check_owner(path: Path, status: os.stat_result) -> None:
-    if status.st_uid != os.geteuid():
+    if status.st_uid != os.geteuid():  # CHECK: owner
         seen = f"belongs to uid {status.st_uid}; this process runs as uid {os.geteuid()}"
         raise _refused(path, seen, f"Run `chown {os.geteuid()} {path}`, then `chmod go= {path}`.")
 

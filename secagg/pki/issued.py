@@ -102,7 +102,7 @@ class Log:
                 continue
             whole = (entry.tls_key, entry.identity_key) == pair
             own = entry.is_of(request.role, request.name)
-            if not (whole and own) or entry.serial in revoked:
+            if not (whole and own) or entry.serial in revoked:  # CHECK: request-key
                 raise CredentialError(
                     "request-key",
                     f"A key in the request of {request.role} {request.name} was revoked, replaced "

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -35,8 +37,9 @@ def load_key(pem: Secret) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = serialization.load_pem_private_key(pem.reveal(), password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         key = None
+    # CHECK: tls-key-p256
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not _is_p256(key.public_key()):
         raise CredentialError(
             "key-malformed",
@@ -46,12 +49,19 @@ def load_key(pem: Secret) -> ec.EllipticCurvePrivateKey:
     return key
 
 
-def p256_public(key: object) -> ec.EllipticCurvePublicKey:
-    """Return ``key`` if it is a P-256 public key.
+def p256_public(
+    holder: x509.Certificate | x509.CertificateSigningRequest,
+) -> ec.EllipticCurvePublicKey:
+    """Return the key of a certificate or request if it is a P-256 public key.
 
     Raises:
         CredentialError: ``key-malformed``.
     """
+    try:
+        key = holder.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    # CHECK: public-key-p256
     if not isinstance(key, ec.EllipticCurvePublicKey) or not _is_p256(key):
         raise CredentialError("key-malformed", "The key isn't one of curve P-256.")
     return key
@@ -80,7 +90,7 @@ def check_fingerprint(actual: str, expected: str, code: str) -> None:
     Raises:
         CredentialError: under ``code``.
     """
-    if re.sub(r"[\s:-]", "", expected).lower() != actual.replace(" ", ""):
+    if re.sub(r"[\s:-]", "", expected).lower() != actual.replace(" ", ""):  # CHECK: fingerprint
         raise CredentialError(
             code,
             "The fingerprint is not the expected one.",

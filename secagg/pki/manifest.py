@@ -75,7 +75,7 @@ class ManifestFile:
             and list(self.revoked) == sorted(set(self.revoked))
             and all(_SERIAL.fullmatch(serial) for serial in self.revoked)
         )
-        if not sound:
+        if not sound:  # CHECK: manifest-malformed
             raise CredentialError(
                 "manifest-malformed",
                 "The manifest's names, keys or serial numbers cannot be right.",
@@ -112,6 +112,7 @@ class SignedManifest:
         """
         key = authority_key(authority_pem)
         try:
+            # CHECK: manifest-signature
             key.verify(self.signature, _signed_bytes(self.manifest), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
             raise CredentialError(
@@ -144,15 +145,15 @@ def accept(
         CredentialError: ``manifest-signature``, ``manifest-consortium``, ``manifest-older`` (a
             rollback) or ``manifest-conflict`` (one version, two contents).
     """
-    offered.verify(authority_pem)
+    offered.verify(authority_pem)  # CHECK: offered-manifest-signature
     old, new = current.manifest, offered.manifest
-    if new.consortium != old.consortium:
+    if new.consortium != old.consortium:  # CHECK: manifest-consortium
         raise CredentialError(
             "manifest-consortium",
             f"The manifest is of consortium {new.consortium}, not of {old.consortium}.",
             "Use the manifest of this consortium.",
         )
-    if new.version < old.version:
+    if new.version < old.version:  # CHECK: manifest-older
         raise CredentialError(
             "manifest-older",
             f"Version {new.version} was offered after version {old.version} had been seen.",
@@ -160,7 +161,7 @@ def accept(
         )
     if new.version > old.version:
         return offered
-    if new.encode() != old.encode():
+    if new.encode() != old.encode():  # CHECK: manifest-conflict
         raise CredentialError(
             "manifest-conflict",
             f"Two different manifests of version {new.version} are signed.",

@@ -13,6 +13,7 @@ therefore cannot pose as the coordinator: it lacks both the name and the usage t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
@@ -50,8 +51,8 @@ class Identity:
     name: str
 
     def __post_init__(self) -> None:
-        check_name("consortium", self.consortium)
-        check_name(self.role, self.name)
+        check_name("consortium", self.consortium)  # CHECK: identity-consortium-name
+        check_name(self.role, self.name)  # CHECK: identity-name
 
     @property
     def uri(self) -> str:
@@ -65,7 +66,7 @@ def check_name(what: str, text: str) -> None:
     Raises:
         ConfigError: ``name``.
     """
-    if not is_name(text):
+    if not is_name(text):  # CHECK: pki-name
         raise ConfigError(
             "name",
             f"{text!r} cannot name a {what}.",
@@ -80,21 +81,21 @@ def parse_uri(text: str) -> Identity:
         CredentialError: ``identity-uri``: not byte for byte the URI of an identity.
     """
     parts = text.removeprefix(_SCHEME).split("/")
-    if len(parts) != 3:
+    if len(parts) != 3:  # CHECK: uri-parts
         raise _bad_uri(text)
     consortium, role, name = parts
     try:
         identity = Identity(consortium, Role(role), name)
     except (ConfigError, ValueError):
         raise _bad_uri(text) from None
-    if identity.uri.encode() != text.encode():
+    if identity.uri.encode() != text.encode():  # CHECK: uri-canonical
         raise _bad_uri(text)
     return identity
 
 
 def server_dns_name(consortium: str) -> str:
     """The name that clients ask the coordinator's certificate for; no resolver ever sees it."""
-    check_name("consortium", consortium)
+    check_name("consortium", consortium)  # CHECK: dns-name
     return f"coordinator.{consortium}.secagg.internal"
 
 
@@ -121,31 +122,37 @@ def peer_identity(
             ``identity-usage``, ``identity-not-yet-valid``, ``identity-expired`` or
             ``identity-revoked``.
     """
-    certificate = load_certificate(certificate_pem)
-    identity = certificate_identity(certificate)
-    if identity.consortium != consortium:
+    certificate, identity = _read_peer(certificate_pem)
+    if identity.consortium != consortium:  # CHECK: peer-consortium
         raise CredentialError(
             "identity-consortium",
             f"The certificate is of consortium {identity.consortium}, not of {consortium}.",
             "Use the credentials of this consortium.",
         )
-    if now < certificate.not_valid_before_utc:
+    if now < certificate.not_valid_before_utc:  # CHECK: peer-not-yet-valid
         raise CredentialError(
             "identity-not-yet-valid",
             f"The certificate of {identity.uri} is not valid yet.",
             "Compare the clocks of both machines.",
         )
-    if now > certificate.not_valid_after_utc:
+    if now > certificate.not_valid_after_utc:  # CHECK: peer-expired
         raise CredentialError(
             "identity-expired", f"The certificate of {identity.uri} has expired.", _REISSUE
         )
-    if serial_hex(certificate) in revoked:
+    if serial_hex(certificate) in revoked:  # CHECK: peer-revoked
         raise CredentialError(
             "identity-revoked",
             f"The certificate of {identity.uri} is revoked.",
             "Use the newest certificate, or have the authority issue one.",
         )
     return identity
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_peer(pem: bytes) -> tuple[x509.Certificate, Identity]:
+    """What never changes of a peer's certificate; it comes with every call, so it is read once."""
+    certificate = load_certificate(pem)
+    return certificate, certificate_identity(certificate)
 
 
 def load_certificate(pem: bytes) -> x509.Certificate:
@@ -158,7 +165,7 @@ def load_certificate(pem: bytes) -> x509.Certificate:
         certificates = x509.load_pem_x509_certificates(pem)
     except (ValueError, x509.InvalidVersion):
         certificates = []
-    if len(certificates) != 1:
+    if len(certificates) != 1:  # CHECK: one-certificate
         raise CredentialError("identity-certificate", "This is not one PEM certificate.", _REISSUE)
     return certificates[0]
 
@@ -184,15 +191,16 @@ def certificate_identity(certificate: x509.Certificate) -> Identity:
         ) from None
     names = _alternative_names(extensions)
     uris = [name.value for name in names if isinstance(name, x509.UniformResourceIdentifier)]
-    if not uris:
+    if not uris:  # CHECK: san-missing
         raise CredentialError("identity-no-san", "The certificate holds no SAN URI.", _REISSUE)
-    if len(uris) > 1:
+    if len(uris) > 1:  # CHECK: san-two
         raise CredentialError("identity-two-sans", "The certificate names two members.", _REISSUE)
     identity = parse_uri(uris[0])
-    if len(names) > (2 if identity.role is Role.COORDINATOR else 1):
+    if len(names) > (2 if identity.role is Role.COORDINATOR else 1):  # CHECK: san-others
         raise CredentialError(
             "identity-two-sans", f"The certificate of {identity.uri} has other names.", _REISSUE
         )
+    # CHECK: certificate-usage
     if names != expected_names(identity) or not _is_leaf_for(identity.role, extensions):
         raise CredentialError(
             "identity-usage", f"The certificate isn't one for a {identity.role}.", _REISSUE

@@ -126,7 +126,7 @@ class RenewalWatch:
                 f"A file in {first.directory} cannot be read ({error.strerror}).",
                 "See that its disk is there.",
             ) from None
-        _check_same_member(first, found)
+        _check_same_member(first, found)  # CHECK: renewal-member
         return found
 
 
@@ -149,19 +149,20 @@ class Reminder:
 
 def _check_same_member(first: Credentials, found: Credentials) -> None:
     """A renewal brings a certificate; whoever changes more has to start the process again."""
-    if found.identity != first.identity:
+    if found.identity != first.identity:  # CHECK: renewal-identity
         raise CredentialError(
             "renewal-identity",
             f"{first.directory} now holds the certificate of {found.identity.uri}; this process "
             f"runs as {first.identity.uri}.",
             "Put that member's certificate back, or start the process again to run as the other.",
         )
-    if _identity_public(found) != _identity_public(first):
+    if _identity_public(found) != _identity_public(first):  # CHECK: renewal-key
         raise CredentialError(
             "renewal-key",
             f"The identity key in {first.directory} is not the one this process runs with.",
             "A renewal keeps the keys. If the member was enrolled anew, start the process again.",
         )
+    # CHECK: renewal-authority
     if certificate_fingerprint(found.authority_pem) != certificate_fingerprint(first.authority_pem):
         raise CredentialError(
             "renewal-authority",

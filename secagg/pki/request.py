@@ -74,15 +74,15 @@ class Request:
 
     def __post_init__(self) -> None:
         csr = _load_csr(self.csr_pem)
-        if _csr_identity(csr) != self.identity:
+        if _csr_identity(csr) != self.identity:  # CHECK: request-name
             raise CredentialError(
                 "request-name", "The CSR and the request name different members.", _AGAIN
             )
-        if not csr.is_signature_valid:
+        if not csr.is_signature_valid:  # CHECK: csr-signature
             raise _unproven("TLS")
-        if (self.identity_key is None) != (self.role is Role.ADMIN):
+        if (self.identity_key is None) != (self.role is Role.ADMIN):  # CHECK: request-role
             raise _malformed("an identity key, for a silo or coordinator only")
-        self._check_identity_key()
+        self._check_identity_key()  # CHECK: request-identity-key
 
     @classmethod
     def make(cls, identity: Identity, keys: Keys) -> Request:
@@ -115,7 +115,7 @@ class Request:
     @property
     def public_key(self) -> ec.EllipticCurvePublicKey:
         """The TLS key to certify."""
-        return p256_public(_load_csr(self.csr_pem).public_key())
+        return p256_public(_load_csr(self.csr_pem))
 
     @property
     def fingerprint(self) -> str:
@@ -132,7 +132,7 @@ class Request:
                 consortium=self.consortium,
                 role=self.role,
                 name=self.name,
-                csr=self.csr_pem.decode("ascii"),
+                csr=self.csr_pem.decode(),
                 identity_key=self.identity_key,
                 signature=self.signature,
             )
@@ -157,15 +157,17 @@ class Request:
 
     def _check_identity_key(self) -> None:
         if self.identity_key is None or self.signature is None:
-            if self.identity_key is not self.signature:
+            if self.identity_key is not self.signature:  # CHECK: request-signature-given
                 raise _malformed("a signature exactly if it has an identity key")
             return
-        if len(self.identity_key) != KEY_BYTES:
+        if len(self.identity_key) != KEY_BYTES:  # CHECK: request-identity-key-size
             raise _malformed(f"an identity key of {KEY_BYTES} bytes")
+        # CHECK: request-low-order
         if int.from_bytes(self.identity_key, "little") % 2**255 in _LOW_ORDER:
             raise _unproven("identity")
         signed = _possession(self.identity, self.identity_key)
         try:
+            # CHECK: request-signature
             verify(self.identity_key, SIGN_ENROLMENT, signed, self.csr_pem, self.signature)
         except MalformedMessage:
             raise _unproven("identity") from None
@@ -178,7 +180,7 @@ def _possession(identity: Identity, public: bytes) -> bytes:
 def _load_csr(pem: bytes) -> x509.CertificateSigningRequest:
     try:
         csr = x509.load_pem_x509_csr(pem)
-        p256_public(csr.public_key())
+        p256_public(csr)  # CHECK: csr-p256
     except (ValueError, x509.InvalidVersion, CredentialError):
         raise _malformed("a CSR for a P-256 key") from None
     return csr
@@ -194,6 +196,7 @@ def _csr_identity(csr: x509.CertificateSigningRequest) -> Identity:
         x509.UnsupportedGeneralNameType,
     ):
         raise _malformed("a CSR with one SAN") from None
+    # CHECK: csr-names
     if len(names) != 1 or not isinstance(names[0], x509.UniformResourceIdentifier):
         raise _malformed("a CSR with one SAN, a URI")
     try:

@@ -81,7 +81,7 @@ class Ring(ABC):
         Raises:
             MalformedMessage: not exactly ``length`` words.
         """
-        if memoryview(data).nbytes != length * self.word_bytes:
+        if memoryview(data).nbytes != length * self.word_bytes:  # CHECK: unpacked-length
             raise MalformedMessage(
                 "vector-length",
                 f"A vector has {memoryview(data).nbytes} bytes, not {length * self.word_bytes}.",
@@ -146,7 +146,7 @@ class PrimeRing(Ring):
     modulus: int
 
     def __post_init__(self) -> None:
-        if not 0 < 2**PRIME_BITS - self.modulus < 2**20:
+        if not 0 < 2**PRIME_BITS - self.modulus < 2**20:  # CHECK: prime-ring
             raise ConfigError("ring", f"q = {self.modulus} is not just below 2^{PRIME_BITS}.")
 
     @property
@@ -228,6 +228,7 @@ class RunningSum:
             StorageFailed: words could be read once and not a second time, to be taken off: there is
                 no sum any more.
         """
+        # CHECK: folded-length
         if words.dtype != self.ring.dtype or words.length != len(self._total):
             raise ValueError("a vector of another ring or length")
         if self._terms + 1 > self.ring.terms:
@@ -252,7 +253,7 @@ class RunningSum:
         return self._total
 
     def _check_whole(self) -> None:
-        if not self._whole:
+        if not self._whole:  # CHECK: sum-whole
             raise RuntimeError("a vector is in the sum in part")
 
     def _settle(self) -> None:

@@ -101,7 +101,7 @@ def fold(ring: Ring, total: Vector, words: Words, threads: int | None = None) ->
 
     def add(start: int, stop: int) -> None:
         for at, piece in _placed(words, start, stop):
-            if not ring.holds(piece):
+            if not ring.holds(piece):  # CHECK: residue-range
                 raise MalformedMessage("residue-range", "A word is no residue of the ring.")
             ring.add(total[at : at + len(piece)], piece)
             ends[start] = at + len(piece)
@@ -131,5 +131,5 @@ def _placed(words: Words, start: int, stop: int) -> Iterator[tuple[int, Vector]]
     for piece in words.pieces(start, stop):
         yield start, piece
         start += len(piece)
-    if start != stop:
+    if start != stop:  # CHECK: words-complete
         raise ValueError("words are missing")

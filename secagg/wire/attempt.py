@@ -226,6 +226,7 @@ def _share_from_wire(value: pb.RevealedShare) -> core.RevealedShare:
         case "mask_key":
             kind, share = core.ShareKind.MASK_KEY, value.mask_key
         case _:
+            # CHECK: share-missing
             raise MalformedMessage("share-missing", "A revealed share is empty.")
     return core.RevealedShare(SiloId(value.owner), kind, Secret(share), Secret(value.salt))
 
@@ -315,4 +316,5 @@ def client_message_from_wire(request: api.SendRequest) -> ClientMessage:
         case "unmasking":
             return _unmasking_from_wire(request.unmasking)
         case _:
+            # CHECK: message-missing
             raise MalformedMessage("message-missing", "A request carries no message.")

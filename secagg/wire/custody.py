@@ -116,6 +116,7 @@ class SignedCheckpoint:
         Raises:
             MalformedMessage: it did not.
         """
+        # CHECK: checkpoint-verified
         verify(key, SIGN_CHECKPOINT, transcript, self.body(), self.signature)
 
 
@@ -137,7 +138,7 @@ def checkpoint_from_wire(message: api.Checkpoint) -> SignedCheckpoint:
     Raises:
         MalformedMessage: sizes or numbers are not right.
     """
-    if (
+    if (  # CHECK: checkpoint-sizes
         len(message.digest) != DIGEST_BYTES
         or len(message.signature) != SIGNATURE_BYTES
         or not message.results

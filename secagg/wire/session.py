@@ -77,6 +77,7 @@ def config_from_wire(message: api.SessionConfig) -> SessionConfig:
     try:
         return parse_table(SessionConfig, table, "session")
     except ConfigError as error:
+        # CHECK: session-config
         raise MalformedMessage(error.code, error.observed, error.remedy) from None
 
 
@@ -141,7 +142,7 @@ class SignedOpening:
             MalformedMessage: it did not.
         """
         body = self.body(self.opening, self.weights_bytes, self.proposer, self.sealed_digest)
-        verify(key, SIGN_TASK, transcript, body, self.signature)
+        verify(key, SIGN_TASK, transcript, body, self.signature)  # CHECK: opening-verified
 
 
 def opening_to_wire(value: SignedOpening) -> api.TaskOpening:
@@ -165,7 +166,7 @@ def opening_from_wire(message: api.TaskOpening) -> SignedOpening:
     Raises:
         MalformedMessage: sizes, names or order are not right.
     """
-    if (
+    if (  # CHECK: opening-sizes
         len(message.weights_digest) != len(NO_WEIGHTS)
         or len(message.signature) != SIGNATURE_BYTES
         or (message.weights_bytes == 0) != (message.weights_digest == NO_WEIGHTS)

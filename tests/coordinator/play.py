@@ -30,6 +30,7 @@ from secagg.config import (
     Weighting,
 )
 from secagg.coordinator.journal import Journal, MemoryJournal
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.retrace import restore
 from secagg.coordinator.session import Session
 from secagg.coordinator.standing import Means
@@ -311,7 +312,7 @@ class World:
             disk=LocalDisk(directory),
             journal=self.journal,
             entropy=os.urandom,
-            max_weights_bytes=1000,
+            limits=Limits(max_weights_bytes=1000),
         )
         self.session = Session.create(self.config, self.session_id, self.means)
         self.directory = directory / self.session.folder

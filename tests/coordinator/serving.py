@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from secagg.config import SessionConfig, SiloId
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.state import Event
 from secagg.masking import client
 from secagg.masking.transcript import base_of, first_history, session_hash
@@ -252,26 +253,34 @@ class Server:
                 self.process.wait()
 
 
+def toml(values: dict[str, Any]) -> Iterator[str]:
+    """Lines of a table."""
+    for key, value in values.items():
+        yield f"{key} = {value!r}" if isinstance(value, int | float) else f'{key} = "{value}"'
+
+
 @contextmanager
 def serving(
     consortium: Consortium, directory: Path, prelude: str = "", **settings: Any
 ) -> Iterator[Server]:
-    """Run ``secagg serve`` on a free port of the loopback interface, after some Python first."""
+    """Run ``secagg serve`` on a free port of the loopback interface, after some Python first.
+
+    Settings that are limits go where limits belong.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     values: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "credentials": str(consortium.path(Role.COORDINATOR, "main")),
         "state": str(directory / "state"),
-        "max_weights_bytes": 1000,
         "log_level": "debug",
         "grace": 0.5,
     }
+    limits: dict[str, Any] = {"max_weights_bytes": 1000}
+    names = {limit.name for limit in fields(Limits)}
+    for name, value in settings.items():
+        (limits if name in names else values)[name] = value
     config, port_file, log_path = (directory / name for name in ("c.toml", "port", "log"))
-    lines = [
-        f"{key} = {value!r}" if isinstance(value, int | float) else f'{key} = "{value}"'
-        for key, value in (values | settings).items()
-    ]
-    config.write_text("\n".join(lines))
+    config.write_text("\n".join([*toml(values), "[limits]", *toml(limits)]))
     program = f"{prelude}\nfrom secagg.cli import main; main()"
     command = [sys.executable, "-c", program, "serve"]
     command += ["--config", str(config), "--port-file", str(port_file)]

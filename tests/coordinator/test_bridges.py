@@ -255,7 +255,7 @@ def test_an_offer_that_is_not_what_was_uploaded(world: World) -> None:
 
 def test_a_checkpoint_larger_than_is_taken(world: World) -> None:
     ask(world)
-    for size in (0, world.means.max_weights_bytes + 1):
+    for size in (0, world.means.limits.max_weights_bytes + 1):
         with refused(QuotaExceeded, "checkpoint-size"):
             world.session.checkpoint_upload(A, TASK, bytes(32), size, world.now)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import tomllib
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.manifests import Manifests
 from secagg.coordinator.settings import Settings, load_settings
 from secagg.coordinator.tls import ServerCertificate
@@ -181,6 +184,7 @@ def test_credentials_for_a_port(consortium: Consortium) -> None:
 # Settings.
 
 GOOD = 'listen = "127.0.0.1:0"\ncredentials = "keys"\nstate = "/var/state"\n'
+LIMITED = GOOD + "[limits]\n"
 
 
 def load(tmp_path: Path, text: str) -> Settings:
@@ -193,7 +197,14 @@ def test_good_settings(tmp_path: Path) -> None:
     settings = load(tmp_path, GOOD + 'grace = 0\nlog_level = "debug"\n')
     assert settings.credentials == tmp_path / "keys"
     assert settings.state == Path("/var/state")
-    assert (settings.grace, settings.max_sessions) == (0, 64)
+    assert (settings.grace, settings.limits.max_sessions) == (0, 64)
+
+
+def test_the_example_tells_all_limits_as_they_are() -> None:
+    example = Path(__file__).parents[2] / "examples" / "coordinator.toml"
+    assert load_settings(example).limits == Limits()
+    listed = tomllib.loads(example.read_text())["limits"]
+    assert list(listed) == [limit.name for limit in fields(Limits)]
 
 
 @pytest.mark.parametrize(
@@ -204,18 +215,18 @@ def test_good_settings(tmp_path: Path) -> None:
         (GOOD + "secret = 1", "config-file"),
         (GOOD + "listen = ''", "config-file"),
         ("[", "config-file"),
-        (GOOD + "max_sessions = '3'", "config-file"),
-        (GOOD + "max_sessions = 1.5", "config-file"),
-        (GOOD + "max_sessions = true", "config-file"),
-        (GOOD + "max_sessions = 1979-05-27", "config-file"),
+        (LIMITED + "max_sessions = '3'", "config-file"),
+        (LIMITED + "max_sessions = 1.5", "config-file"),
+        (LIMITED + "max_sessions = true", "config-file"),
+        (LIMITED + "max_sessions = 1979-05-27", "config-file"),
         (GOOD.replace("state", "stat"), "config-file"),
         (GOOD + "log_level = 'trace'", "log-level"),
         (GOOD + "log_level = 'DEBUG'", "log-level"),
         (GOOD + "log_format = 'xml'", "log-format"),
-        (GOOD + "max_sessions = 0", "limits"),
-        (GOOD + "max_concurrent_calls = -1", "limits"),
-        (GOOD + "max_metadata_bytes = 0", "limits"),
-        (GOOD + "max_weights_bytes = 0", "limits"),
+        (LIMITED + "max_sessions = 0", "limits"),
+        (LIMITED + "max_concurrent_calls = -1", "limits"),
+        (LIMITED + "max_metadata_bytes = 0", "limits"),
+        (LIMITED + "max_weights_bytes = 0", "limits"),
         (GOOD + "grace = -0.1", "limits"),
         (GOOD + "grace = nan", "limits"),
         (GOOD + "grace = inf", "limits"),

@@ -6,6 +6,7 @@ import random
 import shutil
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,16 +26,7 @@ PLACES = 200
 
 def on_disk(world: World, directory: Path, journal: Journal) -> Means:
     """The same coordinator on another state directory."""
-    means = world.means
-    return Means(
-        means.manifest,
-        means.signed_manifest,
-        means.identity,
-        LocalDisk(directory),
-        journal,
-        means.entropy,
-        means.max_weights_bytes,
-    )
+    return replace(world.means, disk=LocalDisk(directory), journal=journal)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +46,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[World, Path, dict[
 
 def restored(world: World, directory: Path) -> dict[str, object]:
     with closing(SqliteJournal(directory)) as journal:
-        sessions = Sessions(on_disk(world, directory, journal), max_sessions=4)
+        sessions = Sessions(on_disk(world, directory, journal))
         sessions.restore(world.now)
         (session,) = sessions.all()
         read_all(session)

@@ -269,7 +269,7 @@ def test_a_caller_is_looked_at_by_the_calendar_and_the_manifest_of_the_call(
     context = context_of(consortium.pair(Role.SILO, "d"))
 
     def ask() -> str:
-        return caller(context, manifests, Role.SILO, now=clock.now).name
+        return caller(context, manifests, now=clock.now).name
 
     assert ask() == "d"
     end = consortium.credentials(Role.SILO, "d").not_after

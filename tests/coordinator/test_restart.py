@@ -12,11 +12,13 @@ import pytest
 
 from secagg.coordinator import session as machine
 from secagg.coordinator.driver import Driver, Stopping
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.records import parse
 from secagg.coordinator.retrace import restore
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.spool import Stored
+from secagg.coordinator.standing import Means
 from secagg.coordinator.state import State, Step
 from secagg.crypto.digest import vector_digest
 from secagg.crypto.sign import IdentityKey
@@ -248,7 +250,7 @@ def test_records_that_contradict_each_other_are_refused(world: World) -> None:
 
 
 def test_all_sessions_come_back_and_strangers_go(world: World, tmp_path: Path) -> None:
-    sessions = Sessions(world.means, max_sessions=3)
+    sessions = Sessions(world.means)
     sessions.restore(0.0)
     assert [s.session_id for s in sessions.all()] == [world.session_id]
     message = wire_session.config_to_wire(world.config)
@@ -258,21 +260,26 @@ def test_all_sessions_come_back_and_strangers_go(world: World, tmp_path: Path) -
     stray = world.path("sessions/" + "ab" * 32 + "/sums/1")
     stray.parent.mkdir(parents=True)
     stray.write_bytes(b"x")
-    again = Sessions(world.means, max_sessions=3)
+    again = Sessions(world.means)
     again.restore(0.0)
     assert [s.config.name for s in again.all()] == ["study", "another"]
     assert again.create(message, b"k" * 32).session_id == made.session_id
     assert not stray.exists()
 
 
+def single(world: World) -> Means:
+    """The world's means, for one session at a time."""
+    return replace(world.means, limits=Limits(max_sessions=1))
+
+
 def test_a_session_that_made_room_does_not_come_back(world: World) -> None:
-    sessions = Sessions(world.means, max_sessions=1)
+    sessions = Sessions(single(world))
     sessions.restore(0.0)
     sessions.by_name("study").abort()
     message = wire_session.config_to_wire(world.config)
     message.name = "another"
     sessions.create(message)
-    again = Sessions(world.means, max_sessions=1)
+    again = Sessions(single(world))
     again.restore(0.0)
     assert [s.config.name for s in again.all()] == ["another"]
 

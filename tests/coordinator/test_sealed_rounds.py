@@ -17,6 +17,7 @@ import pytest
 
 from secagg.config import Phase, Protection, SiloId
 from secagg.coordinator import records
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.records import parse
 from secagg.coordinator.retrace import restore
 from secagg.coordinator.session import Session
@@ -286,7 +287,7 @@ def open_with(world: World, data: bytes, **signed: Any) -> None:
 
 @pytest.fixture
 def roomy(world: World) -> World:
-    world.means = replace(world.means, max_weights_bytes=10**6)
+    world.means = replace(world.means, limits=Limits(max_weights_bytes=10**6))
     world.session.means = world.means
     return world
 
@@ -602,7 +603,7 @@ def test_a_masked_session_writes_down_what_it_always_did(tmp_path: Path) -> None
         *("task_opened", "said_ready", "attempt_opened", "accepted", "phase_closed"),
         *("released", "took_back", "attempt_aborted", "ended"),
     }
-    check_fields(records.created(bytes(32), world.config, b""))
+    check_fields(records.created(bytes(32), world.config, b"", ""))
 
 
 NEW = {"suite", "sealed_digest", "seed", "seeds", "keyed"}

@@ -39,7 +39,9 @@ def consortium(tmp_path_factory: pytest.TempPathFactory) -> Consortium:
 
 @pytest.fixture(scope="module")
 def server(consortium: Consortium, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(consortium, tmp_path_factory.mktemp("server"), max_sessions=1000) as running:
+    with serving(
+        consortium, tmp_path_factory.mktemp("server"), max_sessions=1000, sessions_per_admin=1000
+    ) as running:
         yield running
 
 

@@ -30,9 +30,9 @@ CHUNK = METHODS["PutChunk"]
 
 def serving(world: World) -> tuple[Servicer, list[SecaggError]]:
     """A servicer of the world's session, and what it could not live with."""
-    sessions, failures = Sessions(world.means, 4), []
+    sessions, failures = Sessions(world.means), []
     sessions._sessions[world.session_id] = world.session
-    return Servicer(sessions, lambda: world.manifest, failures.append), failures
+    return Servicer(sessions, lambda: world.manifest, failures.append, world.means.limits), failures
 
 
 def putting(world: World) -> PutChunkRequest:

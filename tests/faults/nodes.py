@@ -22,6 +22,7 @@ from client_sdk.session import Session as SiloSession
 from secagg.config import SiloId
 from secagg.coordinator.calls import METHODS, How, find
 from secagg.coordinator.driver import LONG_POLL_SECONDS
+from secagg.coordinator.limits import Limits
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.standing import Means
@@ -117,9 +118,9 @@ class Coordinator:
             disk=SimDisk(self.platter, process),
             journal=SimJournal(self.platter, process),
             entropy=stream(place.seed, "coordinator", self._lives),
-            max_weights_bytes=1000,
+            limits=Limits(max_weights_bytes=1000, max_sessions=4),
         )
-        sessions = Sessions(means, 4)
+        sessions = Sessions(means)
         rotten = self.platter.rot("spool") if place.rng.random() < faults.rot else None
         if not self._restore(sessions, process, rotten):
             return

@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from secagg.config import SiloId
@@ -81,6 +83,17 @@ def test_load_refuses_parts_that_do_not_fit(authority: Authority, tmp_path: Path
     (authority.directory / "authority.key").write_bytes(b"x")
     with refused("key-malformed"):
         Authority.load(authority.directory)
+
+
+def test_a_manifest_that_was_changed_on_disk_is_not_built_upon(
+    authority: Authority, tmp_path: Path
+) -> None:
+    rival = Authority.create(tmp_path / "rival", CONSORTIUM, now=NOW)
+    forged = (rival.directory / "manifest.json").read_bytes()
+    (authority.directory / "manifest.json").write_bytes(forged)
+    with refused("manifest-signature"):
+        authority.approve(request(tmp_path / "m", "north"), now=NOW)
+    assert (authority.directory / "manifest.json").read_bytes() == forged
 
 
 def test_load_refuses_a_manifest_of_another_consortium(authority: Authority) -> None:
@@ -311,3 +324,12 @@ def test_what_is_no_anchor(authority: Authority, tmp_path: Path) -> None:
         with refused("authority-malformed"):
             load_authority(pem)
     assert generate_key() != generate_key()
+
+
+def test_an_anchor_has_a_key_of_p_256() -> None:
+    path = x509.BasicConstraints(ca=True, path_length=0)
+    for curve, code in ((ec.SECP256R1(), None), (ec.SECP384R1(), "authority-malformed")):
+        key = ec.generate_private_key(curve)
+        pem = certificate(ca=None, key_cert_sign=True, key=key, extra=(path,))
+        with refused(code) if code else nullcontext():
+            load_authority(pem)

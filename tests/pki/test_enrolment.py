@@ -189,8 +189,9 @@ def test_identity_key_of_low_order(tmp_path: Path, y: int) -> None:
                 Request.from_json(altered(made, identity_key=key.hex(), signature=signature.hex()))
 
 
-def test_csr_that_is_not_signed_by_its_key(tmp_path: Path) -> None:
-    made = request(tmp_path / "m", "north")
+@pytest.mark.parametrize("role", [Role.SILO, Role.ADMIN])
+def test_csr_that_is_not_signed_by_its_key(tmp_path: Path, role: Role) -> None:
+    made = request(tmp_path / "m", "north", role)
     der = bytearray(x509.load_pem_x509_csr(made.csr_pem).public_bytes(serialization.Encoding.DER))
     der[-1] ^= 1
     pem = x509.load_der_x509_csr(bytes(der)).public_bytes(serialization.Encoding.PEM)
@@ -198,12 +199,16 @@ def test_csr_that_is_not_signed_by_its_key(tmp_path: Path) -> None:
         Request.from_json(altered(made, csr=pem.decode()))
 
 
-def test_giant_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "MAX_FILE_BYTES", 3)
-    with refused("request-malformed"):
-        Request.from_json(b"{   }")
-    with refused("bundle-malformed"):
-        Bundle.from_json(b"{   }")
+def test_giant_file(authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = request(tmp_path / "m", "north")
+    bundle = authority.approve(made, now=NOW)
+    for value, code in ((made, "request-malformed"), (bundle, "bundle-malformed")):
+        data = value.to_json()
+        monkeypatch.setattr(documents, "MAX_FILE_BYTES", len(data))
+        assert type(value).from_json(data) == value
+        monkeypatch.setattr(documents, "MAX_FILE_BYTES", len(data) - 1)
+        with refused(code):
+            type(value).from_json(data)
 
 
 def test_bundle_round_trip(authority: Authority, tmp_path: Path) -> None:
@@ -317,6 +322,17 @@ def test_older_bundle_keeps_the_newer_manifest(authority: Authority, tmp_path: P
     credentials = install_bundle(tmp_path / "m", old, fingerprint=None, now=NOW)
     assert credentials.manifest == new.manifest
     assert load_credentials(tmp_path / "m", now=NOW, role=Role.SILO) == credentials
+
+
+def test_a_manifest_that_was_changed_on_disk_is_not_replaced_in_silence(
+    authority: Authority, tmp_path: Path
+) -> None:
+    bundle, _ = enrol(authority, tmp_path / "m", "north")
+    rival = Authority.create(tmp_path / "rival", CONSORTIUM, now=NOW)
+    assert rival.manifest.version < bundle.manifest.manifest.version
+    (tmp_path / "m" / "manifest.json").write_bytes(rival.signed_manifest.to_json())
+    with refused("manifest-signature"):
+        install_bundle(tmp_path / "m", bundle, fingerprint=None, now=NOW)
 
 
 def test_bundle_with_a_forked_manifest(authority: Authority, tmp_path: Path) -> None:

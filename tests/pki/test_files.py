@@ -139,6 +139,22 @@ def test_someone_else_s_file(secret: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with refused("file-permissions"):
         read_private(secret)
+    with refused("file-permissions"):
+        make_private_dir(secret.parent)
+
+
+def test_someone_else_s_file_in_an_own_directory(
+    secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fstat(descriptor: int) -> os.stat_result:
+        status = list(os.stat(descriptor))
+        status[stat.ST_UID] += 1
+        return os.stat_result(status)
+
+    monkeypatch.setattr(os, "fstat", fstat)
+    for read in (read_private, read_public):
+        with refused("file-permissions"):
+            read(secret)
 
 
 def test_no_file_fifo_directory_or_giant(secret: Path, monkeypatch: pytest.MonkeyPatch) -> None:

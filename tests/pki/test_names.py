@@ -100,6 +100,7 @@ def test_san_without_uri() -> None:
     [
         (uri(GOOD), uri(f"secagg://{CONSORTIUM}/silo/south")),
         (uri(GOOD), uri(GOOD)),
+        (uri(COORDINATOR), uri(GOOD)),
         (uri(GOOD), uri("https://example.org")),
         (uri(GOOD), DNS),
         (uri(GOOD), x509.RFC822Name("a@b.c")),

@@ -96,6 +96,9 @@ def settle(directory: Path, address: str, *, silo: bool = True) -> Path:
     return directory
 
 
+GENEROUS = "max_sessions = 1000\nsessions_per_admin = 1000"
+
+
 class Coordinator:
     """``secagg serve`` in a process of its own.
 
@@ -103,14 +106,17 @@ class Coordinator:
         credentials: the coordinator's directory.
         directory: for its state, its log and its configuration; made here.
         prelude: Python that its process runs first.
+        limits: its table of limits.
     """
 
-    def __init__(self, credentials: Path, directory: Path, prelude: str = "") -> None:
+    def __init__(
+        self, credentials: Path, directory: Path, prelude: str = "", limits: str = GENEROUS
+    ) -> None:
         directory.mkdir()
         config = directory / "coordinator.toml"
         config.write_text(
             f'listen = "127.0.0.1:0"\ncredentials = "{credentials}"\nstate = "state"\n'
-            "grace = 0.1\nmax_sessions = 1000\n"
+            f"grace = 0.1\n[limits]\n{limits}\n"
         )
         port_file = directory / "port"
         program = f"{prelude}\nfrom secagg.cli import main; main()"
@@ -134,7 +140,13 @@ class Coordinator:
 class Consortium:
     """An authority thirty days old, and everybody enrolled with it."""
 
-    def __init__(self, root: Path, silos: Sequence[str] = SILOS, prelude: str = "") -> None:
+    def __init__(
+        self,
+        root: Path,
+        silos: Sequence[str] = SILOS,
+        prelude: str = "",
+        limits: str = GENEROUS,
+    ) -> None:
         self.root = root
         now = datetime.now(UTC) - timedelta(days=30)
         self.authority = Authority.create(root / "authority", CONSORTIUM, now=now)
@@ -143,7 +155,7 @@ class Consortium:
         enrol(self.authority, root / "coordinator", "coordinator", Role.COORDINATOR)
         enrol(self.authority, root / "admin", "admin", Role.ADMIN)
         self.install_manifest("coordinator", *silos)
-        self.coordinator = Coordinator(root / "coordinator", root / "serve", prelude)
+        self.coordinator = Coordinator(root / "coordinator", root / "serve", prelude, limits)
         for name in silos:
             settle(root / name, self.coordinator.address)
         settle(root / "admin", self.coordinator.address, silo=False)

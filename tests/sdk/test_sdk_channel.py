@@ -36,9 +36,14 @@ class Fault(grpc.RpcError):
     """What grpc raises."""
 
     def __init__(
-        self, code: grpc.StatusCode, details: str | None = "", secagg_code: str | None = None
+        self,
+        code: grpc.StatusCode,
+        details: str | None = "",
+        secagg_code: str | None = None,
+        retry_after: str | None = None,
     ) -> None:
         self._code, self._details, self._secagg = code, details, secagg_code
+        self._retry_after = retry_after
 
     def code(self) -> grpc.StatusCode:
         return self._code
@@ -50,6 +55,8 @@ class Fault(grpc.RpcError):
         if self._secagg is None:
             return None
         entries = {"other": "x", "secagg-code": self._secagg}
+        if self._retry_after is not None:
+            entries["secagg-retry-after-ms"] = self._retry_after
         return [SimpleNamespace(key=key, value=value) for key, value in entries.items()]
 
 
@@ -253,6 +260,92 @@ def test_a_busy_coordinator_is_asked_again(session: Session, flaky: list[Fault])
     session._past.sync()
 
 
+def test_a_call_that_a_flooded_coordinator_drops_is_made_again(
+    session: Session, flaky: list[Fault]
+) -> None:
+    flaky += [Fault(grpc.StatusCode.CANCELLED, "CANCELLED")]
+    session._past.sync()
+
+
+def test_a_call_that_we_cancel_is_not(session: Session, flaky: list[Fault]) -> None:
+    """Another thread has closed the channel while the call was in flight."""
+    session._channel._closed = True
+    flaky += [Fault(grpc.StatusCode.CANCELLED, "Channel closed!")]
+    with refused(CoordinatorRefused, "cancelled"):
+        session._past.sync()
+
+
+def quota(retry_after: str | None = "5", code: str = "quota-calls") -> Fault:
+    return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too often", code, retry_after)
+
+
+def test_a_quota_that_time_heals_is_waited_out(session: Session, flaky: list[Fault]) -> None:
+    flaky += [quota(), quota("1", "quota-spool"), quota("soon")]
+    session._past.sync()
+    assert not flaky
+
+
+def test_a_quota_is_not_waited_for_without_end(
+    session: Session, flaky: list[Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    flaky.append(quota())
+    with refused(CoordinatorRefused, "quota-calls"):
+        session._past.sync()
+
+
+@pytest.mark.parametrize(
+    ("told", "least"), [("1500", 1.5), ("0", 0), ("999999999", 30), ("-1", 0), ("1e9", 0), ("", 0)]
+)
+def test_the_pause_that_a_quota_asks_for(told: str, least: float) -> None:
+    """Not shorter, and never so long that a coordinator could put a silo to sleep."""
+    outcome = SimpleNamespace(exception=lambda: quota(told))
+    state: Any = SimpleNamespace(outcome=outcome, attempt_number=1)
+    assert least <= module._pause(state) <= least + 5
+
+
+def test_chunks_in_flight_are_waited_for_before_they_are_sent_again(
+    session: Session, flaky: list[Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal in flight is the first attempt: the next one comes after its pause."""
+    pauses: list[int] = []
+
+    def pause(state: Any) -> float:
+        pauses.append(len(flaky))
+        return 0.0
+
+    monkeypatch.setattr(module, "_pause", pause)
+    flaky += [quota()] * 3
+    request = api.ListResultsRequest(session_id=session._membership.member.session_id)
+    replies = session._channel.each("ListResults", [request] * 2, api.ListResultsReply)
+    assert len(list(replies)) == 2
+    assert pauses == [1, 0, 0]
+    flaky.append(Fault(grpc.StatusCode.INVALID_ARGUMENT, "", "chunk-length"))
+    with refused(CoordinatorRefused, "chunk-length"):
+        list(session._channel.each("ListResults", [request], api.ListResultsReply))
+    assert len(pauses) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ("calls_per_second = 15\ncalls_burst = 1", b"quota-calls"),
+        ("bytes_per_second = 10000\nbytes_burst = 1000", b"quota-bytes"),
+    ],
+)
+def test_a_throttled_round_is_exact(tmp_path: Path, limits: str, code: bytes) -> None:
+    own = Consortium(tmp_path / "consortium", limits=limits)
+    try:
+        federation = Federation(own, tmp_path)
+        name = federation.create(make_sum(rounds=1), chunk_bytes=1024)
+        found = federation.play(name, lambda s: s.sum({"x": np.linspace(0, 1, 400)}))
+        for total in found.values():
+            np.testing.assert_allclose(total["x"], 4 * np.linspace(0, 1, 400), atol=1e-9)
+        assert code in own.coordinator.log.read_bytes()
+    finally:
+        own.close()
+
+
 def test_faults_in_every_call_of_a_round(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +380,11 @@ REFUSALS: list[tuple[type[Any], str, Fault]] = [
     (CoordinatorRefused, "invalid_argument", Fault(grpc.StatusCode.INVALID_ARGUMENT)),
     (CoordinatorRefused, "internal", Fault(grpc.StatusCode.INTERNAL, None)),
     (CoordinatorRefused, "resource_exhausted", Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "quota")),
+    (
+        CoordinatorRefused,
+        "quota-uploads",
+        Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "no", "quota-uploads"),
+    ),
     (
         CoordinatorRefused,
         "message-conflict",

@@ -200,6 +200,7 @@ DAMAGED = [
     joined(base=5),
     joined(round="2"),
     joined(),  # once more: an attempt is joined once
+    "[" * 100_000,
     "\x00" * 16,
     "\ud800",
 ]

@@ -51,6 +51,10 @@ def test_a_missing_file_is_named(federation: Federation, file: str) -> None:
     with refused(ConfigError, "profile-file") as caught:
         client_sdk.join("study", profile=place)
     assert file in str(caught.value)
+    (place / file).write_bytes(b"\xff")
+    with refused(ConfigError, "profile-file") as caught:
+        client_sdk.join("study", profile=place)
+    assert "UTF-8" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -409,6 +409,9 @@ def test_weights_that_are_not_of_the_agreed_tensors_are_refused() -> None:
             agreed.set(wrong)
     with refused(InputError, "weights-file"):
         sdk_tensors.from_file(b"not safetensors")
+    header = b'{"w":{"dtype":"F8_E8M0","shape":[1],"data_offsets":[0,1]}}'
+    with refused(InputError, "weights-file"):  # a proposer's, of a type that torch has not
+        sdk_tensors.from_file(len(header).to_bytes(8, "little") + header + b"\0")
     agreed.step({"w": np.arange(3.0)})
     model = {"w": torch.zeros(3)}
     agreed.load_into(model)

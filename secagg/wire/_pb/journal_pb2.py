@@ -26,7 +26,7 @@ from secagg.wire._pb import masking_pb2 as secagg_dot_wire_dot___pb_dot_masking_
 from secagg.wire._pb import service_pb2 as secagg_dot_wire_dot___pb_dot_service__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsecagg/wire/_pb/journal.proto\x12\tsecagg.v1\x1a\x1dsecagg/wire/_pb/masking.proto\x1a\x1dsecagg/wire/_pb/service.proto\"-\n\x06Stored\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x15\n\rchunk_digests\x18\x02 \x01(\x0c\"T\n\x07\x43reated\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.secagg.v1.SessionConfig\x12\x0b\n\x03key\x18\x03 \x01(\x0c\"Y\n\nTaskOpened\x12\'\n\x07opening\x18\x01 \x01(\x0b\x32\x16.secagg.v1.TaskOpening\x12\"\n\x07weights\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"\'\n\tSaidReady\x12\x0c\n\x04silo\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\"\x18\n\x08TookBack\x12\x0c\n\x04silo\x18\x01 \x01(\t\"#\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"v\n\x07Members\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x05silos\x18\x03 \x03(\x0b\x32\x11.secagg.v1.Member\x12\x13\n\x0b\x63oordinator\x18\x04 \x01(\x0c\x12\x0f\n\x07revoked\x18\x05 \x03(\t\"_\n\rAttemptOpened\x12)\n\ndescriptor\x18\x01 \x01(\x0b\x32\x15.secagg.v1.Descriptor\x12#\n\x07members\x18\x02 \x01(\x0b\x32\x12.secagg.v1.Members\"V\n\x08\x41\x63\x63\x65pted\x12\'\n\x07message\x18\x01 \x01(\x0b\x32\x16.secagg.v1.SendRequest\x12!\n\x06vector\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"\x1c\n\x0bPhaseClosed\x12\r\n\x05phase\x18\x01 \x01(\t\"l\n\x0e\x41ttemptAborted\x12#\n\x07\x61\x62orted\x18\x01 \x03(\x0b\x32\x12.secagg.v1.Aborted\x12#\n\x05ready\x18\x02 \x03(\x0b\x32\x14.secagg.v1.SaidReady\x12\x10\n\x08\x65xcluded\x18\x03 \x03(\t\"M\n\x08Released\x12!\n\x06result\x18\x01 \x01(\x0b\x32\x11.secagg.v1.Result\x12\x1e\n\x03sum\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"J\n\x05Keyed\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\"\n\x07members\x18\x03 \x03(\x0b\x32\x11.secagg.v1.Member\"\x16\n\x05\x45nded\x12\r\n\x05state\x18\x01 \x01(\t\"\xef\x03\n\x06Record\x12%\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x12.secagg.v1.CreatedH\x00\x12,\n\x0btask_opened\x18\x02 \x01(\x0b\x32\x15.secagg.v1.TaskOpenedH\x00\x12*\n\nsaid_ready\x18\x03 \x01(\x0b\x32\x14.secagg.v1.SaidReadyH\x00\x12(\n\ttook_back\x18\x04 \x01(\x0b\x32\x13.secagg.v1.TookBackH\x00\x12\x32\n\x0e\x61ttempt_opened\x18\x05 \x01(\x0b\x32\x18.secagg.v1.AttemptOpenedH\x00\x12\'\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0b\x32\x13.secagg.v1.AcceptedH\x00\x12.\n\x0cphase_closed\x18\x07 \x01(\x0b\x32\x16.secagg.v1.PhaseClosedH\x00\x12\x34\n\x0f\x61ttempt_aborted\x18\x08 \x01(\x0b\x32\x19.secagg.v1.AttemptAbortedH\x00\x12\'\n\x08released\x18\t \x01(\x0b\x32\x13.secagg.v1.ReleasedH\x00\x12!\n\x05\x65nded\x18\n \x01(\x0b\x32\x10.secagg.v1.EndedH\x00\x12!\n\x05keyed\x18\x0b \x01(\x0b\x32\x10.secagg.v1.KeyedH\x00\x42\x08\n\x06recordb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsecagg/wire/_pb/journal.proto\x12\tsecagg.v1\x1a\x1dsecagg/wire/_pb/masking.proto\x1a\x1dsecagg/wire/_pb/service.proto\"-\n\x06Stored\x12\x0c\n\x04size\x18\x01 \x01(\x04\x12\x15\n\rchunk_digests\x18\x02 \x01(\x0c\"e\n\x07\x43reated\x12\x12\n\nsession_id\x18\x01 \x01(\x0c\x12(\n\x06\x63onfig\x18\x02 \x01(\x0b\x32\x18.secagg.v1.SessionConfig\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x0f\n\x07\x63reator\x18\x04 \x01(\t\"Y\n\nTaskOpened\x12\'\n\x07opening\x18\x01 \x01(\x0b\x32\x16.secagg.v1.TaskOpening\x12\"\n\x07weights\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"\'\n\tSaidReady\x12\x0c\n\x04silo\x18\x01 \x01(\t\x12\x0c\n\x04task\x18\x02 \x01(\t\"\x18\n\x08TookBack\x12\x0c\n\x04silo\x18\x01 \x01(\t\"#\n\x06Member\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\"v\n\x07Members\x12\x12\n\nconsortium\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12 \n\x05silos\x18\x03 \x03(\x0b\x32\x11.secagg.v1.Member\x12\x13\n\x0b\x63oordinator\x18\x04 \x01(\x0c\x12\x0f\n\x07revoked\x18\x05 \x03(\t\"_\n\rAttemptOpened\x12)\n\ndescriptor\x18\x01 \x01(\x0b\x32\x15.secagg.v1.Descriptor\x12#\n\x07members\x18\x02 \x01(\x0b\x32\x12.secagg.v1.Members\"V\n\x08\x41\x63\x63\x65pted\x12\'\n\x07message\x18\x01 \x01(\x0b\x32\x16.secagg.v1.SendRequest\x12!\n\x06vector\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"\x1c\n\x0bPhaseClosed\x12\r\n\x05phase\x18\x01 \x01(\t\"l\n\x0e\x41ttemptAborted\x12#\n\x07\x61\x62orted\x18\x01 \x03(\x0b\x32\x12.secagg.v1.Aborted\x12#\n\x05ready\x18\x02 \x03(\x0b\x32\x14.secagg.v1.SaidReady\x12\x10\n\x08\x65xcluded\x18\x03 \x03(\t\"M\n\x08Released\x12!\n\x06result\x18\x01 \x01(\x0b\x32\x11.secagg.v1.Result\x12\x1e\n\x03sum\x18\x02 \x01(\x0b\x32\x11.secagg.v1.Stored\"J\n\x05Keyed\x12\r\n\x05\x65poch\x18\x01 \x01(\r\x12\x0e\n\x06key_id\x18\x02 \x01(\x0c\x12\"\n\x07members\x18\x03 \x03(\x0b\x32\x11.secagg.v1.Member\"\x16\n\x05\x45nded\x12\r\n\x05state\x18\x01 \x01(\t\"\xef\x03\n\x06Record\x12%\n\x07\x63reated\x18\x01 \x01(\x0b\x32\x12.secagg.v1.CreatedH\x00\x12,\n\x0btask_opened\x18\x02 \x01(\x0b\x32\x15.secagg.v1.TaskOpenedH\x00\x12*\n\nsaid_ready\x18\x03 \x01(\x0b\x32\x14.secagg.v1.SaidReadyH\x00\x12(\n\ttook_back\x18\x04 \x01(\x0b\x32\x13.secagg.v1.TookBackH\x00\x12\x32\n\x0e\x61ttempt_opened\x18\x05 \x01(\x0b\x32\x18.secagg.v1.AttemptOpenedH\x00\x12\'\n\x08\x61\x63\x63\x65pted\x18\x06 \x01(\x0b\x32\x13.secagg.v1.AcceptedH\x00\x12.\n\x0cphase_closed\x18\x07 \x01(\x0b\x32\x16.secagg.v1.PhaseClosedH\x00\x12\x34\n\x0f\x61ttempt_aborted\x18\x08 \x01(\x0b\x32\x19.secagg.v1.AttemptAbortedH\x00\x12\'\n\x08released\x18\t \x01(\x0b\x32\x13.secagg.v1.ReleasedH\x00\x12!\n\x05\x65nded\x18\n \x01(\x0b\x32\x10.secagg.v1.EndedH\x00\x12!\n\x05keyed\x18\x0b \x01(\x0b\x32\x10.secagg.v1.KeyedH\x00\x42\x08\n\x06recordb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,31 +36,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORED']._serialized_start=106
   _globals['_STORED']._serialized_end=151
   _globals['_CREATED']._serialized_start=153
-  _globals['_CREATED']._serialized_end=237
-  _globals['_TASKOPENED']._serialized_start=239
-  _globals['_TASKOPENED']._serialized_end=328
-  _globals['_SAIDREADY']._serialized_start=330
-  _globals['_SAIDREADY']._serialized_end=369
-  _globals['_TOOKBACK']._serialized_start=371
-  _globals['_TOOKBACK']._serialized_end=395
-  _globals['_MEMBER']._serialized_start=397
-  _globals['_MEMBER']._serialized_end=432
-  _globals['_MEMBERS']._serialized_start=434
-  _globals['_MEMBERS']._serialized_end=552
-  _globals['_ATTEMPTOPENED']._serialized_start=554
-  _globals['_ATTEMPTOPENED']._serialized_end=649
-  _globals['_ACCEPTED']._serialized_start=651
-  _globals['_ACCEPTED']._serialized_end=737
-  _globals['_PHASECLOSED']._serialized_start=739
-  _globals['_PHASECLOSED']._serialized_end=767
-  _globals['_ATTEMPTABORTED']._serialized_start=769
-  _globals['_ATTEMPTABORTED']._serialized_end=877
-  _globals['_RELEASED']._serialized_start=879
-  _globals['_RELEASED']._serialized_end=956
-  _globals['_KEYED']._serialized_start=958
-  _globals['_KEYED']._serialized_end=1032
-  _globals['_ENDED']._serialized_start=1034
-  _globals['_ENDED']._serialized_end=1056
-  _globals['_RECORD']._serialized_start=1059
-  _globals['_RECORD']._serialized_end=1554
+  _globals['_CREATED']._serialized_end=254
+  _globals['_TASKOPENED']._serialized_start=256
+  _globals['_TASKOPENED']._serialized_end=345
+  _globals['_SAIDREADY']._serialized_start=347
+  _globals['_SAIDREADY']._serialized_end=386
+  _globals['_TOOKBACK']._serialized_start=388
+  _globals['_TOOKBACK']._serialized_end=412
+  _globals['_MEMBER']._serialized_start=414
+  _globals['_MEMBER']._serialized_end=449
+  _globals['_MEMBERS']._serialized_start=451
+  _globals['_MEMBERS']._serialized_end=569
+  _globals['_ATTEMPTOPENED']._serialized_start=571
+  _globals['_ATTEMPTOPENED']._serialized_end=666
+  _globals['_ACCEPTED']._serialized_start=668
+  _globals['_ACCEPTED']._serialized_end=754
+  _globals['_PHASECLOSED']._serialized_start=756
+  _globals['_PHASECLOSED']._serialized_end=784
+  _globals['_ATTEMPTABORTED']._serialized_start=786
+  _globals['_ATTEMPTABORTED']._serialized_end=894
+  _globals['_RELEASED']._serialized_start=896
+  _globals['_RELEASED']._serialized_end=973
+  _globals['_KEYED']._serialized_start=975
+  _globals['_KEYED']._serialized_end=1049
+  _globals['_ENDED']._serialized_start=1051
+  _globals['_ENDED']._serialized_end=1073
+  _globals['_RECORD']._serialized_start=1076
+  _globals['_RECORD']._serialized_end=1571
 # @@protoc_insertion_point(module_scope)

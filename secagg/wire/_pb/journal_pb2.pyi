@@ -17,14 +17,16 @@ class Stored(_message.Message):
     def __init__(self, size: _Optional[int] = ..., chunk_digests: _Optional[bytes] = ...) -> None: ...
 
 class Created(_message.Message):
-    __slots__ = ("session_id", "config", "key")
+    __slots__ = ("session_id", "config", "key", "creator")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     CONFIG_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    CREATOR_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     config: _service_pb2.SessionConfig
     key: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., config: _Optional[_Union[_service_pb2.SessionConfig, _Mapping]] = ..., key: _Optional[bytes] = ...) -> None: ...
+    creator: str
+    def __init__(self, session_id: _Optional[bytes] = ..., config: _Optional[_Union[_service_pb2.SessionConfig, _Mapping]] = ..., key: _Optional[bytes] = ..., creator: _Optional[str] = ...) -> None: ...
 
 class TaskOpened(_message.Message):
     __slots__ = ("opening", "weights")

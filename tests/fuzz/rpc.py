@@ -1,0 +1,294 @@
+"""Mutated calls over real mutual TLS, while honest silos aggregate: ``python -m tests.fuzz.rpc``.
+
+A real ``secagg serve`` process; silos ``a``, ``b`` and ``c`` with the SDK, who aggregate without
+end in one session; and ``d``, a silo of the same session, under whose certificate mutated requests
+are fired at every method of both services, as they are under an admin's. Requests are recorded from
+honest silos, in a masked and in a sealed session, and go on being recorded meanwhile: ``d``
+aggregates, too, with its real keys, so that there are mutations of what it says in the very phase
+that an attempt is in. They are of fields, of bytes, or of the method.
+
+What must hold: the process lives and logs no internal error; every call ends with a reply or with
+a status that the product documents, and with its stable code; its memory stops growing; and every
+round of the honest silos gives the exact sum of its survivors.
+
+One thing is never sent, since it is the admin's right and would end the test: an ``AbortSession``
+that names one of the two honest sessions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import re
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from secagg.config import Protection
+from secagg.coordinator.calls import METHODS, How
+from secagg.pki.names import Role
+from secagg.wire._pb import service_pb2 as api
+from secagg.wire.session import config_to_wire
+from tests.coordinator.serving import Consortium, Server, code_of, serving
+from tests.sdk.federation import make_session, make_sum, settle
+
+from .honest import Rounds
+from .requests import Call, Mutator, Recorder
+
+HONEST, MALLORY = ("a", "b", "c"), "d"
+DOCUMENTED = frozenset(
+    {
+        grpc.StatusCode.UNAUTHENTICATED,
+        grpc.StatusCode.PERMISSION_DENIED,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.ABORTED,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+)
+"""Of secagg.coordinator.status, but UNAVAILABLE: nothing is stopping and the disk has space."""
+IN_FLIGHT = 48
+WAIT_SECONDS, CALL_SECONDS = 0.25, 60.0
+WARM_UP = 2
+"""Tenths of the calls before memory is compared with."""
+GROWTH_MEBIBYTES = 64
+SETTINGS: dict[str, Any] = {
+    "log_level": "warning",
+    "max_sessions": 24,
+    "max_weights_bytes": 2**20,
+    "calls_per_second": 1e6,
+    "calls_burst": 10**7,
+    "calls_at_once": 5000,
+    "streams_per_connection": 5000,
+}
+"""Quotas of calls are out of the way: what is tested lies behind them."""
+
+
+@dataclass
+class Report:
+    """What became of the calls.
+
+    Args:
+        statuses: how many calls ended with each.
+        codes: and with each stable code.
+        undocumented: calls that ended as no call may, the first few.
+    """
+
+    seed: int
+    calls: int = 0
+    seconds: float = 0.0
+    statuses: Counter[str] = field(default_factory=Counter)
+    codes: Counter[str] = field(default_factory=Counter)
+    methods: Counter[str] = field(default_factory=Counter)
+    undocumented: list[str] = field(default_factory=list)
+    rounds_exact: int = 0
+    rss_mebibytes: list[float] = field(default_factory=list)
+    log_errors: list[str] = field(default_factory=list)
+    lives: bool = False
+
+    @property
+    def growth(self) -> float:
+        """MiB that the server's memory grew by after the warm-up."""
+        return self.rss_mebibytes[-1] - self.rss_mebibytes[WARM_UP]
+
+    @property
+    def passed(self) -> bool:
+        """Whether all held that must."""
+        good = self.lives and not self.undocumented and not self.log_errors
+        return good and self.rounds_exact > 0 and self.growth < GROWTH_MEBIBYTES
+
+    def text(self) -> str:
+        """The report as JSON."""
+        found = {"passed": self.passed, "growth_mebibytes": round(self.growth, 1), **vars(self)}
+        return json.dumps(found, indent=1)
+
+
+class Fire:
+    """Sends calls, several at once, and judges how they end."""
+
+    def __init__(self, server: Server, report: Report) -> None:
+        self._report = report
+        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._lock = threading.Lock()
+        members = {Role.SILO: server.silo(MALLORY), Role.ADMIN: server.boss}
+        services = {name: method.role for name, method in METHODS.items()}
+        self._stubs = {
+            (role, name): stub.method(
+                name, "Admin" if services[name] is Role.ADMIN else "Aggregation"
+            )
+            for role, stub in members.items()
+            for name in METHODS
+        }
+
+    def send(self, role: Role, call: Call) -> None:
+        """Send a call as soon as few enough are in flight."""
+        self._slots.acquire()
+        seconds = WAIT_SECONDS if METHODS[call.method].how is How.WAITS else CALL_SECONDS
+        future = self._stubs[role, call.method].future(call.data, timeout=seconds)
+        future.add_done_callback(lambda done: self._landed(role, call, done))
+
+    def drain(self) -> None:
+        """Wait until no call is in flight."""
+        for _ in range(IN_FLIGHT):
+            self._slots.acquire()
+        self._slots.release(IN_FLIGHT)
+
+    def _landed(self, role: Role, call: Call, done: Any) -> None:
+        try:
+            with self._lock:
+                self._note(role, call, done)
+        finally:
+            self._slots.release()
+
+    def _note(self, role: Role, call: Call, done: Any) -> None:
+        status, code = done.code(), None
+        if status is not grpc.StatusCode.OK:
+            code = code_of(done)
+        report = self._report
+        report.calls += 1
+        report.statuses[status.name] += 1
+        report.methods[call.method] += 1
+        report.codes[code or "none"] += 1
+        if not _allowed(call, status, code) and len(report.undocumented) < 20:
+            text = f"{role} {call.method} {status.name} {code} {done.details()}: {call.data.hex()}"
+            report.undocumented.append(text[:3000])
+
+
+def _allowed(call: Call, status: grpc.StatusCode, code: str | None) -> bool:
+    """A reply; a refusal with its code; or the end of our own patience with a call that waits."""
+    if status is grpc.StatusCode.OK:
+        return True
+    waits = METHODS[call.method].how is How.WAITS
+    if status is grpc.StatusCode.DEADLINE_EXCEEDED and code is None:
+        return waits
+    return status in DOCUMENTED and code is not None
+
+
+def resident(server: Server) -> float:
+    """VmRSS of the server's process, in MiB."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    match = re.search(r"VmRSS:\s+(\d+) kB", status)
+    assert match is not None
+    return round(int(match[1]) / 1024, 1)
+
+
+def profiles(consortium: Consortium, server: Server) -> dict[str, Path]:
+    """The silos' profiles, complete with the coordinator's address."""
+    return {
+        silo: settle(consortium.path(Role.SILO, silo), server.address)
+        for silo in (*HONEST, MALLORY)
+    }
+
+
+def create(server: Server, protection: Protection) -> str:
+    """An honest admin's session of all silos; its deadlines are short, as one silo misbehaves."""
+    config = make_session(
+        make_sum(bound=1024.0, rounds=10**6),
+        protection=protection,
+        max_attempts=10**6,
+        train_deadline=0.3,
+        phase_deadline=1.5,
+    )
+    request = api.CreateSessionRequest(config=config_to_wire(config))
+    server.boss.admin("CreateSession", request)
+    return config.name
+
+
+def record(server: Server, silos: dict[str, Path], names: list[str]) -> Recorder:
+    """An honest run of every session, of two rounds each."""
+    recorder = Recorder()
+    with recorder.listening():
+        for name in names:
+            Rounds(name, silos, count=2).join(CALL_SECONDS)
+    first = recorder.first
+    first["AbortSession"].append(api.AbortSessionRequest(name="other").SerializeToString())
+    first["ListSessions"].append(b"")
+    for name in names:
+        request = api.ShowSessionRequest(name=name)
+        first["ShowSession"].append(request.SerializeToString())
+        config = server.boss.admin("ShowSession", request).config
+        for number in range(4):
+            config.name = f"other-{number}"
+            create = api.CreateSessionRequest(config=config, key=bytes((number,)))
+            first["CreateSession"].append(create.SerializeToString())
+    return recorder
+
+
+def fuzz(seed: int, calls: int, place: Path, say: Callable[[str], None] = lambda _: None) -> Report:
+    """Fire calls at a new coordinator in a folder while honest silos aggregate there."""
+    consortium = Consortium(place)
+    with serving(consortium, place / "serve", **SETTINGS) as server:
+        silos = profiles(consortium, server)
+        names = [create(server, kind) for kind in (Protection.MASKED, Protection.CKKS_MASKED)]
+        recorder = record(server, silos, names)
+        session_ids = [
+            server.boss.admin("ShowSession", api.ShowSessionRequest(name=name)).session_id
+            for name in names
+        ]
+        mutator = Mutator(seed, recorder, MALLORY, set(names), session_ids)
+        with recorder.listening():
+            rounds = Rounds(names[0], {silo: silos[silo] for silo in HONEST})
+            meddled = Rounds(names[0], {MALLORY: silos[MALLORY]}, stubborn=True)
+            try:
+                report = _fire(server, mutator, rounds, Report(seed), calls, say)
+            finally:  # nobody goes on without the session
+                server.boss.admin("AbortSession", api.AbortSessionRequest(name=names[0]))
+            report.rounds_exact = rounds.join(CALL_SECONDS)
+            meddled.join(CALL_SECONDS)
+    log = server.log.decode().splitlines()
+    report.log_errors = [line for line in log if '"error"' in line or "Traceback" in line][:20]
+    return report
+
+
+def _fire(
+    server: Server,
+    mutator: Mutator,
+    rounds: Rounds,
+    report: Report,
+    calls: int,
+    say: Callable[[str], None],
+) -> Report:
+    fire, began = Fire(server, report), time.monotonic()
+    for number in range(calls):
+        fire.send(*mutator.next())
+        if number % max(1, calls // 10) == 0:
+            rounds.check()
+            report.rss_mebibytes.append(resident(server))
+            say(f"{number} calls, {rounds.exact} rounds, {report.rss_mebibytes[-1]} MiB")
+    fire.drain()
+    report.seconds = round(time.monotonic() - began, 1)
+    report.rss_mebibytes.append(resident(server))
+    report.lives = server.process.poll() is None
+    return report
+
+
+def main() -> int:
+    """Fire as many calls as are asked for; 1 if something did not hold."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.rpc")
+    parser.add_argument("--calls", type=int, default=50_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="where to write the report")
+    arguments = parser.parse_args()
+    logging.disable()
+    with tempfile.TemporaryDirectory(prefix="secagg-fuzz-") as folder:
+        report = fuzz(arguments.seed, arguments.calls, Path(folder), print)
+    text = report.text()
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+    print(text)
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
