@@ -101,9 +101,7 @@ def _spool_a_round(root: Path, journal: SqliteJournal) -> None:
         (task,),
     )
     disk = LocalDisk(root / "state")
-    means = Means(
-        lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes
-    )
+    means = Means(lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes)
     session = Session.create(config, secrets.token_bytes(32), means)
     keys = {
         name: load_credentials(root / name, now=now, role=Role.SILO).identity_key for name in names

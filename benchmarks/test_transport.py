@@ -123,9 +123,7 @@ def _play(place: Place, journal: SqliteJournal) -> None:
     manifest, identity = coordinator.manifest.manifest, coordinator.identity_key
     assert identity is not None
     disk = LocalDisk(place.root / "state")
-    means = Means(
-        lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes
-    )
+    means = Means(lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes)
     session = Session.create(place.config, secrets.token_bytes(32), means)
     place.session_id = session.session_id
     names = place.config.silos

@@ -243,7 +243,6 @@ class _Attempt:
                 message = self._reveal(event)
                 phase = Phase.UNMASKING
             case _:
-                # CHECK: event-unknown
                 raise FaultyServer("event-order", "The coordinator sent a broadcast out of turn.")
         submission.progress.say(str(phase))
         return message, vector

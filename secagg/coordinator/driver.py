@@ -49,6 +49,7 @@ class Driver:
         self._stopped = False
         self._log = structlog.get_logger().bind(session=session.config.name)
         self._reported: RoundAborted | None = None
+        self._released = len(session.results)
         self._task = asyncio.create_task(self._run())
 
     async def call(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -166,7 +167,8 @@ class Driver:
                 need=error.need,
                 blamed=list(error.blamed),
             )
-        elif session.results:
+        elif len(session.results) > self._released:
+            self._released = len(session.results)
             self._log.info(
                 "round-released",
                 round=len(session.results),

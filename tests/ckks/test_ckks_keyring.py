@@ -183,7 +183,7 @@ class TestEncoding:
             pack_keys((key(1), key(1))),
             pack_keys((key(2), key(1))),
             bytes(3) + b"\2" + one,
-            (MAX_KEYS + 1).to_bytes(4, "big") + one * (MAX_KEYS + 1),
+            pack_keys([key(epoch) for epoch in range(1, MAX_KEYS + 2)]),
             bytes(3) + b"\1" + lone + bytes(3) + b"\2" + member * 2,
             bytes(3) + b"\1" + lone + bytes(3) + b"\1" + b"\x00" + MEMBERS[A],
             bytes(3) + b"\1" + lone + bytes(3) + b"\1" + b"\x40" + b"a" * 64 + MEMBERS[A],

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from secagg.config import SiloId
 from secagg.coordinator import driver as module
@@ -62,6 +63,16 @@ def following(world: World, round_number: int = 1, attempt: int = 0, seen: int =
 async def test_what_is_there_is_found_at_once(world: World) -> None:
     async with driving(world) as driver:
         assert await soon(driver.wait(lambda: 7)) == 7
+
+
+async def test_a_release_is_told_once(world: World) -> None:
+    with structlog.testing.capture_logs() as told:
+        async with driving(world) as driver:
+            world.session.results.append(SimpleNamespace(task="training", survivors=("a", "b")))
+            driver._report()
+            driver._report()  # something else has changed
+            world.session.results.pop()
+    assert [line["event"] for line in told].count("round-released") == 1
 
 
 async def test_a_long_poll_ends_by_itself(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -789,6 +789,13 @@ def test_survivors_that_would_difference_a_revealed_sum(play: Play) -> None:
     check_refused(second, second.broadcast, "differencing", PolicyRefused)
 
 
+def test_an_update_that_is_not_the_one_in_a_revealed_sum(play: Play) -> None:
+    play.advance(Phase.CONSISTENCY)
+    survivors = tuple(commit.sender for commit in play.broadcast.commits)
+    play.ledgers[ME].record(Revealed(BASE, bytes(32), survivors, b"another update"))
+    check_refused(play, play.broadcast, "differencing-update", PolicyRefused)
+
+
 def test_the_same_survivors_may_be_summed_again(play: Play) -> None:
     play.advance(None)
     second = play.again().advance(None)

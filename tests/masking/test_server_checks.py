@@ -21,13 +21,14 @@ from secagg.masking.messages import (
     AdvertiseKeys,
     Box,
     Commitment,
+    Commitments,
     MaskedInput,
     RevealedShare,
     ShareKind,
     Unmasking,
 )
 from secagg.masking.server import describe
-from secagg.masking.shares import HeldShares, seal_shares
+from secagg.masking.shares import HeldShares, seal_shares, share_commitment
 
 from .harness import (
     BASE,
@@ -126,6 +127,14 @@ def test_too_few_are_left(play: Play, phase: Phase) -> None:
     play.advance(phase)
     play.gather(without=[A, C])
     check_aborted(play, phase, 2, 3)
+
+
+def test_who_falls_silent_before_the_reveal_gave_no_bad_share(play: Play) -> None:
+    play.advance(Phase.UNMASKING)
+    play.gather(without=[A, C])
+    with pytest.raises(RoundAborted) as caught:
+        play.close()
+    assert (caught.value.have, caught.value.because, caught.value.blamed) == (2, "", ())
 
 
 def test_survivors_below_the_floor_but_not_below_t() -> None:
@@ -405,6 +414,18 @@ def test_a_liar_is_named_and_ignored(play: Play, owner: SiloId, bad: Secret | No
     play.close()
     assert play.server.liars == {D}
     np.testing.assert_array_equal(play.server.total, play.total(silos(4)))
+
+
+def test_a_share_beyond_the_field_is_a_lie_though_its_dealer_committed_to_it(play: Play) -> None:
+    play.advance(Phase.UNMASKING)
+    message = lie(play, D, [A], BEYOND)
+    digest = share_commitment(of(message.shares, A, "owner"), D, play.taus[1])
+    dealing = play.server._dealings[A]
+    changed = replace(dealing.commitments.of[D], self_seed=digest)
+    commitments = Commitments(swap(tuple(dealing.commitments), changed, "holder"))
+    play.server._dealings[A] = replace(dealing, commitments=commitments)
+    assert play.accept(message)
+    assert play.server.liars == {D}
 
 
 def test_a_liar_about_an_orphan_is_named_and_ignored() -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from client_sdk import bridge as bridge_module
 from client_sdk import keys
 from client_sdk import tensors as tensors_module
-from client_sdk.bridge import Bridge, Bridged
+from client_sdk.bridge import Bridge, Bridged, _unpacked
 from client_sdk.channel import CoordinatorRefused
 from client_sdk.checkpoint import Found
 from client_sdk.session import Session
@@ -457,7 +457,7 @@ BAD: dict[str, tuple[tuple[type[Any], str], bytes]] = {
     "no seal": (CONTENT, b"unsealed" + sealed(GOOD)),
     "nothing": (CONTENT, SEAL),
     "a length beyond the end": (CONTENT, sealed(GOOD, b"", 2**40)),
-    "a length of too much": (CONTENT, sealed(b"[" + b" " * 2**24 + b"]")),
+    "a length of too much": (CONTENT, sealed(json.dumps(GOOD).encode().ljust(2**24 + 1))),
     "no JSON": (CONTENT, sealed(b"results")),
     "no text": (CONTENT, sealed(b"\xff\xfe[\x00")),
     "a list": (CONTENT, sealed([])),
@@ -503,6 +503,12 @@ def test_content_that_is_none_blames_its_sender(case: str) -> None:
     assert (desk.asked[0], desk.asked[-1]) == ((2, []), (2, ["a"]))
     offer(desk, "c")
     assert taken(desk) == HONEST
+
+
+def test_what_is_nested_deep_is_no_checkpoint() -> None:
+    about = json.dumps(GOOD | {"optimizer": 0}).replace(": 0", ": " + DEEP).encode()
+    with pytest.raises(ValueError, match="nested too deep"):
+        _unpacked(bytearray(len(about).to_bytes(8, "little") + about))
 
 
 def test_the_same_bytes_after_other_results() -> None:

@@ -640,6 +640,21 @@ def test_initial_weights_are_proposed_once(session: Session, fake: FakeChannel) 
     assert len(fake.blobs) == sent
 
 
+def test_proposals_that_are_forgotten_again_and_again(
+    session: Session, fake: FakeChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten: list[api.ProposeTaskRequest] = []
+
+    def forget(request: api.ProposeTaskRequest) -> api.Ack:
+        forgotten.append(request)
+        assert len(forgotten) < 20
+        return api.Ack()
+
+    monkeypatch.setattr(fake, "_ProposeTask", forget)
+    with refused(FaultyServer, "task-propose-again"):
+        next(iter(session.rounds(nn.Linear(2, 2))))
+
+
 def test_one_position_opens_one_update(session: Session) -> None:
     """The ledger tells a changed update by its keyed digest, whatever the survivors are."""
     digests = {

@@ -46,7 +46,7 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, list[bytes]]:
     """A channel whose first reply to Send is always lost, and what went over it."""
     sent: list[bytes] = []
     made = object.__new__(Channel)
-    made._reached, made._address = True, "nowhere"
+    made._reached, made._closed, made._address = True, False, "nowhere"
 
     def stub(method: str) -> Callable[..., Any]:
         def call(request: Any, timeout: float) -> Any:

@@ -258,3 +258,17 @@ def test_a_key_request_that_is_none(code: str, changes: dict[str, Any]) -> None:
     with pytest.raises(MalformedMessage) as caught:
         custody.request_from_wire(message)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("digest", bytes(31)), ("signature", b""), ("results", 0), ("size", 0)]
+)
+def test_a_checkpoint_that_is_none(field: str, value: Any) -> None:
+    message = api.Checkpoint(
+        task="t", results=1, sender="a", size=1, digest=bytes(32), signature=bytes(64)
+    )
+    assert custody.checkpoint_from_wire(message).size == 1
+    setattr(message, field, value)
+    with pytest.raises(MalformedMessage) as caught:
+        custody.checkpoint_from_wire(message)
+    assert caught.value.code == "checkpoint-size"

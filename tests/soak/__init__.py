@@ -1,0 +1,1 @@
+"""The soak: real processes that play rounds without end, are killed, and drop out."""

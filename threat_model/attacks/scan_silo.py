@@ -1,0 +1,114 @@
+"""A silo of the scan: plays its rounds with the real SDK, and dies or waits where it is told.
+
+Run by ``prelude``: ``python -P prelude.py … threat_model.attacks.scan_silo:main ORDERS.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+import client_sdk
+from client_sdk.session import Session
+from secagg.errors import RoundAborted, TooLate
+from secagg.masking import client as protocol
+
+TASK: Final = "sums"
+WORDS: Final = 96
+WAIT_SECONDS: Final = 60.0
+TRIES: Final = 5
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What a silo is to do.
+
+    Args:
+        profile: its directory.
+        session: the session's name.
+        dies: (round, step of the client) before which its process is killed, in the round's first
+            attempt; (0, "") for none.
+        waits: the same, before which it waits until ``mark`` is gone.
+        mark: a file that it makes to say that it waits.
+    """
+
+    profile: str
+    session: str
+    dies: tuple[int, str] = (0, "")
+    waits: tuple[int, str] = (0, "")
+    mark: str = ""
+
+    def write(self, path: Path) -> Path:
+        """Write the orders where the process reads them."""
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+    @classmethod
+    def read(cls, path: Path) -> Orders:
+        """Read the orders."""
+        table = json.loads(path.read_text())
+        return cls(**table | {"dies": tuple(table["dies"]), "waits": tuple(table["waits"])})
+
+
+def update(profile: Path, round_number: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """A silo's update of a round, the same after a restart: every number has all its bits."""
+    drawn = random.Random(f"{profile.name}/{round_number}")
+    return np.array([drawn.uniform(-1, 1) for _ in range(WORDS)])
+
+
+def _before(round_number: int, step: str, act: Callable[[], None]) -> None:
+    if not step:
+        return
+    take: Callable[..., Any] = getattr(protocol, step)
+
+    def taken(state: Any, *args: Any, **kwargs: Any) -> Any:
+        descriptor = state.attempt.descriptor
+        if (descriptor.round, descriptor.attempt) == (round_number, 1):
+            act()
+        return take(state, *args, **kwargs)
+
+    setattr(protocol, step, taken)
+
+
+def _wait(mark: Path) -> None:
+    mark.touch()
+    end = time.monotonic() + WAIT_SECONDS
+    while mark.exists() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def main() -> None:
+    """Play all rounds of the session."""
+    logging.basicConfig(level=logging.DEBUG)
+    orders = Orders.read(Path(sys.argv[1]))
+    _before(*orders.dies, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    _before(*orders.waits, lambda: _wait(Path(orders.mark)))
+    profile = Path(orders.profile)
+    with client_sdk.join(orders.session, profile=profile) as session:
+        for number in range(1, session.task_rounds(TASK) + 1):
+            _sum(session, {"x": update(profile, number)})
+
+
+def _sum(session: Session, tensors: dict[str, Any]) -> None:
+    """As an operator would: an aborted round is tried again."""
+    for _ in range(TRIES - 1):
+        with suppress(RoundAborted, TooLate):
+            session.sum(tensors, task=TASK)
+            return
+    session.sum(tensors, task=TASK)
+
+
+if __name__ == "__main__":
+    main()
