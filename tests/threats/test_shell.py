@@ -40,6 +40,9 @@ class Lost(grpc.RpcError):
     def details(self) -> str:
         return "the reply was lost"
 
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
 
 @pytest.fixture
 def channel(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, list[bytes]]:
@@ -65,9 +68,7 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, list[bytes]]:
     monkeypatch.setattr(made, "_pick_up", lambda method: (None, stub(method)))
     monkeypatch.setattr(made, "_put_down", nothing)
     monkeypatch.setattr(made, "_check_certificate", nothing)
-    monkeypatch.setattr(
-        sdk_channel.tenacity, "wait_random_exponential", lambda **_: tenacity.wait_none()
-    )
+    monkeypatch.setattr(sdk_channel, "_backoff", tenacity.wait_none())
     return made, sent
 
 
