@@ -103,7 +103,7 @@ soak: $(VENV)/.dev
 
 # Real sessions, and a search for every secret that was drawn in them.
 scan: $(VENV)/.dev
-	$(BIN)/python -m threat_model.attacks.scan
+	$(BIN)/python -m threat_model.scan
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \

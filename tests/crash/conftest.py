@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import grpc
 import pytest
-import tenacity
 
+from client_sdk import channel
 from client_sdk.channel import Channel
 
 from . import silo, witness
@@ -17,7 +17,7 @@ def _untouched_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
         (Channel, "__init__"),
         (Channel, "call"),
         (grpc, "secure_channel"),
-        (tenacity, "wait_random_exponential"),
+        (channel, "_backoff"),
         (witness, "_installed"),
         (silo, "_hurried"),
     ):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import tenacity
 
 import client_sdk
+from client_sdk import channel as sdk_channel
 from client_sdk.session import Session
 from secagg.errors import PolicyRefused, RoundAborted, SecaggError, TooLate
 
@@ -41,7 +42,7 @@ def hurry() -> None:
     if _hurried:
         return
     _hurried = True
-    dial, pause = grpc.secure_channel, tenacity.wait_random_exponential
+    dial = grpc.secure_channel
     quick = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100)]
     quick += [("grpc.max_reconnect_backoff_ms", 200)]
 
@@ -49,7 +50,7 @@ def hurry() -> None:
         return dial(target, credentials, options=[*options, *quick], **more)
 
     grpc.secure_channel = secure_channel
-    tenacity.wait_random_exponential = lambda **_: pause(multiplier=0.05, max=0.2)
+    sdk_channel._backoff = tenacity.wait_random_exponential(multiplier=0.05, max=0.2)
 
 
 def vector(silo: str, call: int) -> npt.NDArray[np.float64]:

@@ -37,7 +37,7 @@ from secagg.errors import (
 )
 from secagg.masking import transcript
 from secagg.pki.manifest import SignedManifest
-from secagg.suite import KeyName
+from secagg.suite import SUMS_PER_KEY, KeyName
 from secagg.wire import custody as wire_custody
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.attempt import key_from_wire, key_to_wire
@@ -429,6 +429,14 @@ def test_a_worn_key_in_use(
     assert "Ready" not in fake.methods
     key = fake.others_make(2)
     assert newest(session) == key
+
+
+def test_a_key_that_is_worn_when_it_comes(session: Session, fake: FakeChannel) -> None:
+    """A silo that was away counts the sums that were opened meanwhile."""
+    key = fake.others_make()
+    assert session._keys is not None
+    with refused(FaultyServer, "descriptor-key-worn"):
+        session._keys.newest({key.name: SUMS_PER_KEY})
 
 
 def test_a_key_that_a_revoked_silo_has(

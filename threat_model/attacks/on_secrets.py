@@ -28,8 +28,8 @@ from threat_model.attacks.attack import Scene, attack
 from threat_model.attacks.attempt import SEED, Attempt
 from threat_model.attacks.evil_coordinator import EvilCoordinator, make_session
 from threat_model.attacks.evil_silo import Study
-from threat_model.attacks.scan import scan
 from threat_model.attacks.weak import Function, nothing, replaced
+from threat_model.scan.engine import scan
 
 NOWHERE: Final = "found-nowhere"
 

@@ -5,7 +5,7 @@ killed after it has shared its keys, so its mask key is rebuilt. In round 3 the 
 killed while silos reveal their shares, and started again on what its disk kept. Everybody's disk is
 copied at these moments and at the end. ``prelude`` writes down what each process drew; then all is
 searched: the copies, the logs, every message in the clear as the coordinator's handlers saw it, and
-the bytes that a proxy on the line recorded. ``scan_rules`` says what may be where.
+the bytes that a proxy on the line recorded. ``rules`` says what may be where.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ from secagg.pki.names import Role
 from secagg.suite import Suite
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import config_to_wire
-from threat_model.attacks.scan import Finding, scan
-from threat_model.attacks.scan_rules import PUBLIC, Drawn, by_design
-from threat_model.attacks.scan_silo import TASK, Orders
-from threat_model.attacks.scan_tap import Line
+from threat_model.scan.engine import Finding, scan
+from threat_model.scan.rules import PUBLIC, Drawn, by_design
+from threat_model.scan.silo import TASK, Orders
+from threat_model.scan.tap import Line
 
 SILOS: Final = ("a", "b", "c", "d")
 DIES: Final = "d"
@@ -71,7 +71,7 @@ class Targets:
     """What the processes run, after the prelude: a weakened one stands in another's place."""
 
     coordinator: str = "secagg.cli:main"
-    silo: str = "threat_model.attacks.scan_silo:main"
+    silo: str = "threat_model.scan.silo:main"
 
 
 OURS: Final = Targets()

@@ -1,6 +1,6 @@
 """A silo of the scan: plays its rounds with the real SDK, and dies or waits where it is told.
 
-Run by ``prelude``: ``python -P prelude.py … threat_model.attacks.scan_silo:main ORDERS.json``.
+Run by ``prelude``: ``python -P prelude.py … threat_model.scan.silo:main ORDERS.json``.
 """
 
 from __future__ import annotations

@@ -3,16 +3,12 @@
 ``scan`` finds a secret in a file, a log or a message as it is, reversed, in hex, in base64 at any
 alignment, as a number, and escaped as Python, JSON and protobuf print bytes. It knows nothing of
 what may be where: whoever calls it judges its findings.
-
-``python -m threat_model.attacks.scan`` plays real sessions and searches what they leave and send
-for every secret that their processes drew (``scan_run``).
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -155,15 +151,3 @@ def _base64(value: bytes, shift: int) -> bytes:
     """What is this value's alone in base64 of more, ``shift`` bytes after a multiple of three."""
     text = base64.b64encode(bytes(shift) + value + bytes(2))
     return text[-(-8 * shift // 6) : 8 * (shift + len(value)) // 6]
-
-
-def main() -> None:
-    """Play the sessions and search."""
-    from threat_model.attacks.scan_run import command
-
-    command()
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    main()

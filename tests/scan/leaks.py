@@ -25,7 +25,7 @@ def silo() -> None:
     """Logs the key of a pair's masks, and tells it in a field that no contract names."""
     from client_sdk.channel import Channel
     from secagg.masking import client
-    from threat_model.attacks.scan_silo import main
+    from threat_model.scan.silo import main
 
     pair_mask, call = client.pair_mask, Channel.call
     keys: list[bytes] = []

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from secagg.config import Protection
-from threat_model.attacks.scan import forms, scan
-from threat_model.attacks.scan_run import Run, Targets
+from threat_model.scan.engine import forms, scan
+from threat_model.scan.run import Run, Targets
 
 SECRET = bytes(range(7, 250, 8)) + b"\\"
 PLANTS = {
@@ -132,7 +132,7 @@ def _share(run: Run, which: str) -> bytes:
 
 @pytest.mark.process
 def test_weakened_processes_are_caught(tmp_path: Path) -> None:
-    leaky = Targets("tests.soak.leaks:coordinator", "tests.soak.leaks:silo")
+    leaky = Targets("tests.scan.leaks:coordinator", "tests.scan.leaks:silo")
     run = Run(tmp_path, Protection.MASKED, leaky, rounds=1)
     run.play()
     places = {finding.place: finding.secret for finding in run.search().findings}

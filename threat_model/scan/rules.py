@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from secagg.masking.messages import ShareKind
-from threat_model.attacks.scan import Finding
+from threat_model.scan.engine import Finding
 
 PUBLIC: Final = {
     "secagg.coordinator.sessions:Sessions.create": "a session's id is told to everybody",

@@ -6,7 +6,7 @@ It stands outside the product and changes nothing that the product does. It impo
 before ``os.urandom`` is wrapped, since the product binds it when it is imported: hence a script,
 and not a module of the package.
 
-Each value goes with its *kind*: the function of the product that drew or made it. ``scan_run`` says
+Each value goes with its *kind*: the function of the product that drew or made it. ``run`` says
 of each kind whether it is public, and why; a kind that nobody has thought of is a secret.
 """
 
