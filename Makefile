@@ -5,7 +5,8 @@ VENV     := .venv
 BIN      := $(VENV)/bin
 PIP      := $(BIN)/python -m pip --disable-pip-version-check install -q
 
-.PHONY: demo test test-gpu check bench bench-peers attacks catalogue simulate storm crash soak scan mutants fuzz fuzz-rpc fuzz-native proto clean
+.PHONY: demo test test-gpu check bench bench-peers attacks mutants scan storm soak simulate crash \
+  fuzz fuzz-rpc fuzz-native catalogue proto clean
 
 # torch first and pinned: indexes that offer a CPU build then do not pull CUDA.
 $(VENV)/.runtime: pyproject.toml constraints.txt
@@ -52,19 +53,39 @@ bench: $(VENV)/.dev
 bench-peers: .venv-peers/.ready
 	.venv-peers/bin/python -m pytest benchmarks/test_peers.py --benchmark-only -W default -s
 
-# Every threat that can be played, against the SDK's and the coordinator's processes; or those named.
+# What tries to break it. `make test` has a short profile of each.
+
+# Every attack, on the SDK's and the coordinator's processes; or those named.
 ATTACKS ?= --all
 attacks: $(VENV)/.dev
 	$(BIN)/python -m threat_model.attacks $(ATTACKS)
 
-catalogue: $(VENV)/.dev
-	$(BIN)/python -m threat_model.catalogue
+# Each marked security check, left out in memory: does a test fail?
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants
 
-# Long runs; `make test` has a short profile of each.
+# Real sessions, and a search for every secret that was drawn in them.
+scan: $(VENV)/.dev
+	$(BIN)/python -m threat_model.scan
+
+# Refusal of service; a figure for the latency needs a machine that does nothing else.
+storm: $(VENV)/.dev
+	mkdir -p build
+	$(BIN)/python -m tests.storm --json build/storm.json
+
+MINUTES ?= 60
+soak: $(VENV)/.dev
+	mkdir -p build
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --json build/soak.json
+
 simulate: $(VENV)/.dev
 	$(BIN)/python -m tests.faults --seeds 20000 --replay
 
+crash: $(VENV)/.dev
+	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --recovery 30 --random 200
+
 # Every decoder under Atheris; FUZZ=--keep chooses the corpus in the tree anew.
+SECONDS ?= 60
 fuzz: $(VENV)/.dev
 	$(PIP) -c constraints.txt -e '.[fuzz]'
 	$(BIN)/python -m tests.fuzz.decoders --seconds $(SECONDS) $(FUZZ)
@@ -76,7 +97,6 @@ fuzz-rpc: $(VENV)/.dev
 	$(BIN)/python -m tests.fuzz.rpc --calls $(CALLS) --json build/fuzz-rpc.json
 
 # The kernel under AddressSanitizer and UndefinedBehaviorSanitizer; FUZZ=--large takes 9 GB.
-SECONDS   ?= 60
 SANITISED := build/sanitised
 fuzz-native: $(VENV)/.dev
 	SECAGG_CFLAGS="-fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover -g -O1" \
@@ -85,25 +105,10 @@ fuzz-native: $(VENV)/.dev
 	  $(BIN)/python -m tests.fuzz.native --seconds $(SECONDS) $(FUZZ) \
 	  --kernel $(SANITISED)/secagg/ring/_native/kernel.abi3.so
 
-# Each marked security check, left out in memory: does a test fail? A quarter of an hour on 2 cores.
-mutants: $(VENV)/.dev
-	$(BIN)/python -m tests.mutants
+# What is generated.
 
-# Refusal of service; a figure for the latency needs a machine that does nothing else.
-storm: $(VENV)/.dev
-	mkdir -p build
-	$(BIN)/python -m tests.storm --json build/storm.json
-
-crash: $(VENV)/.dev
-	$(BIN)/python -m tests.crash --coordinator 60 --silo 30 --recovery 30 --random 200
-
-MINUTES   ?= 60
-soak: $(VENV)/.dev
-	$(BIN)/python -m tests.soak --minutes $(MINUTES) --json build/soak.json
-
-# Real sessions, and a search for every secret that was drawn in them.
-scan: $(VENV)/.dev
-	$(BIN)/python -m threat_model.scan
+catalogue: $(VENV)/.dev
+	$(BIN)/python -m threat_model.catalogue
 
 proto: $(VENV)/.dev
 	$(BIN)/python -m grpc_tools.protoc -Isecagg/wire/_pb=proto/secagg/v1 --python_out=. --pyi_out=. \

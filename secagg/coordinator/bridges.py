@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -99,13 +99,22 @@ class Bridges:
         folder: of this session's checkpoints in it.
         chunk_bytes: the session's size of a chunk.
         entropy: for files' names, of which there are never two.
+        erase: called before an upload takes its room on the disk.
     """
 
-    def __init__(self, disk: Disk, folder: str, chunk_bytes: int, entropy: Entropy) -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        folder: str,
+        chunk_bytes: int,
+        entropy: Entropy,
+        erase: Callable[[], None],
+    ) -> None:
         self._disk = disk
         self._folder = folder
         self._chunk_bytes = chunk_bytes
         self._entropy = entropy
+        self._erase = erase
         self._waiting: dict[tuple[SiloId, str], _Waiting] = {}
         self._offers: dict[tuple[SiloId, str], Offer] = {}
         self._uploads: dict[tuple[SiloId, str], _Incoming] = {}
@@ -193,7 +202,7 @@ class Bridges:
                 raise QuotaExceeded("checkpoint-uploads", f"Enough bring one of task {task}.")
             self._drop_upload(silo, task)
             name = f"{self._folder}/{self._entropy(_NAME_BYTES).hex()}"
-            upload = Upload(self._disk, name, total, self._chunk_bytes)
+            upload = Upload(self._disk, name, total, self._chunk_bytes, before=self._erase)
             self._uploads[silo, task] = _Incoming(digest, upload, math.inf)
         incoming = self._uploads[silo, task]
         incoming.due = now + STALL_SECONDS

@@ -25,24 +25,27 @@ class Limits:
     """The table ``[limits]`` of ``coordinator.toml``; every one is greater than zero.
 
     Args:
-        max_concurrent_calls: calls served at once, of all members; more are refused.
+        max_concurrent_calls: calls served at once, of all members; more are refused. A silo has a
+            call that waits in every session, two where the session seals.
         max_metadata_bytes: request headers larger than this are refused.
         max_weights_bytes: greatest size of a task's initial weights, and of a checkpoint.
         max_sessions: sessions kept at once; the oldest that is over makes room for a new one.
         max_spool_bytes: disk for uploads, weights, checkpoints and sums of all sessions together. A
             new upload that would go beyond is refused until a round ends or a session goes. Sums
             are always written: a round frees more than its sum takes.
-        max_connections: connections and handshakes at once; more are closed as they come. It bounds
-            file descriptors and the memory of idle connections, about 75 KiB each.
+        max_connections: connections and handshakes at once; more are closed as they come. A silo
+            has one in every session, so let it exceed sessions times silos. It bounds file
+            descriptors and the memory of idle connections, about 75 KiB each.
         calls_per_second: calls that one member may begin, on average.
         calls_burst: how many it may begin at once after a pause.
         bytes_per_second: bytes of messages that one member may send and be sent, on average.
         bytes_burst: how many after a pause; whoever has used them up waits for its debt to pass.
         calls_at_once: calls of one member in flight, those included that wait for an event.
-        messages_at_once: of one member's messages in memory, those that arrive and replies that are
-            being read included; chunks and others each. More wait for their turn, unread. So slow
-            senders and readers hold at most this many chunks of 4 MiB, and as many other messages
-            of 4 MiB; and for every call beyond that what gRPC reads ahead, about 100 KiB.
+        messages_at_once: of one member's messages in memory, from their first byte until the work
+            on them is done and the reply is read; chunks and others each. More wait for their turn,
+            unread. So slow senders and readers hold at most this many chunks of 4 MiB, and as many
+            other messages of 4 MiB; and for every call beyond that what gRPC reads ahead, about 100
+            KiB, or the reply to a call that waited, of about that size.
         uploads_at_once: vectors, weights and checkpoints that one silo has begun and not completed,
             in all sessions.
         sessions_per_admin: active sessions that one admin has created.
@@ -61,12 +64,12 @@ class Limits:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
-    max_concurrent_calls: int = 1024
+    max_concurrent_calls: int = 8192
     max_metadata_bytes: int = 16 * 1024
     max_weights_bytes: int = 16 * 2**30
     max_sessions: int = 64
     max_spool_bytes: int = 2**40
-    max_connections: int = 1024
+    max_connections: int = 4096
     calls_per_second: float = 2000.0
     calls_burst: int = 10_000
     bytes_per_second: float = 2.0 * 2**30

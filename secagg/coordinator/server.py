@@ -17,17 +17,18 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from datetime import UTC, datetime
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import grpc
 import structlog
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 
 from secagg.config import MAX_CHUNK_BYTES
 from secagg.coordinator.limits import Limits
 from secagg.coordinator.manifests import Manifests
-from secagg.coordinator.servicer import Context, Servicer
+from secagg.coordinator.places import Context
+from secagg.coordinator.servicer import Servicer
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.settings import Settings
 from secagg.coordinator.sqlite import SqliteJournal
@@ -157,28 +158,21 @@ async def _follow_manifest(manifests: Manifests, servicer: Servicer, stop: async
 
 
 class _Health(HealthServicer):  # type: ignore[misc]
-    """grpc.health.v1 without its stream: every call of this server is unary.
+    """grpc.health.v1 without its stream, which a caller would never end.
 
     Args:
-        begin: counts a call, or refuses it.
+        begin: counts a call and takes its request in, or refuses it.
     """
 
-    def __init__(self, begin: Callable[[Context, str], Awaitable[None]]) -> None:
+    def __init__(self, begin: Callable[[Context, str, Any], Awaitable[Any]]) -> None:
         super().__init__()
         self._begin = begin
 
-    async def Check(  # noqa: N802 - the contract's name
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> health_pb2.HealthCheckResponse:
+    async def check(self, _: Any, context: Context) -> bytes:
         """Say how the server is, to any member."""
-        await self._begin(context, "Check")
-        return await super().Check(request, context)
-
-    async def Watch(  # noqa: N802 - the contract's name
-        self, request: health_pb2.HealthCheckRequest, context: Context
-    ) -> None:
-        """Refuse: a stream a caller would never end."""
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "call Check")
+        request = await self._begin(context, "Check", health_pb2.HealthCheckRequest)
+        reply = await self.Check(request, context)
+        return bytes(reply.SerializeToString())
 
 
 def transport(limits: Limits) -> list[tuple[str, int]]:
@@ -194,6 +188,7 @@ def transport(limits: Limits) -> list[tuple[str, int]]:
         ("grpc.absolute_max_metadata_size", limits.max_metadata_bytes),
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),  # and how long a peer may leave data unacknowledged
         ("grpc.http2.max_ping_strikes", 5),
         ("grpc.http2.settings_timeout", milliseconds(limits.handshake_seconds)),
         ("grpc.max_allowed_incoming_connections", limits.max_connections),
@@ -210,7 +205,9 @@ def _server(limits: Limits, servicer: Servicer, health: HealthServicer) -> grpc.
     server = grpc.aio.server(
         maximum_concurrent_rpcs=limits.max_concurrent_calls, options=transport(limits)
     )
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    check = grpc.stream_unary_rpc_method_handler(health.check)
+    add = server.add_registered_method_handlers  # type: ignore[attr-defined]  # newer than stubs
+    add("grpc.health.v1.Health", {"Check": check})
     servicer.register(server)
     return server
 

@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import grpc
 import structlog
@@ -19,6 +19,7 @@ from secagg.coordinator.calls import METHODS, How, Method, Sent, find
 from secagg.coordinator.driver import Driver, Stopping
 from secagg.coordinator.identity import caller, check_role
 from secagg.coordinator.limits import Limits
+from secagg.coordinator.places import Context, Places
 from secagg.coordinator.quotas import Quotas, TooSlow, TryLater
 from secagg.coordinator.session import Session
 from secagg.coordinator.sessions import Sessions
@@ -35,7 +36,6 @@ from secagg.pki.names import Identity, Role
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.chunks import PutChunkRequest
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 CHUNKS: Final = frozenset({"PutChunk", "GetChunk"})
 CHUNK_THREADS: Final = 16
 MAX_QUESTION_BYTES: Final = 64 * 1024
@@ -96,14 +96,27 @@ class Servicer:
             add(service.full_name, self._methods(service))
         server.add_generic_rpc_handlers((_Others(self.begin),))
 
-    async def begin(self, context: Context, method: str = "?") -> None:
-        """Count a call of whatever method by its caller, or refuse it."""
+    async def begin(self, context: Context, method: str = "?", asked: Any = None) -> Any:
+        """Count a call of a method that is not the contract's by its caller, or refuse it.
+
+        Args:
+            context: the call's.
+            method: for the log.
+            asked: what parses its request; None if that is not to be taken in.
+
+        Returns:
+            The request.
+        """
         who = None
         try:
             who = caller(context, self._manifest)
-            self._enter_quota(who, context)
+            places = Places(context)
+            self._enter_quota(who, places, context)
+            if asked is not None:
+                return await self._receive(method, asked, who, places, context)
         except SecaggError as error:
             await self._refuse(method, who, error, context)
+        return None
 
     def _methods(self, service: Any) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         # A unary call looks the same on the wire, but a handler of streams is called before the
@@ -128,16 +141,16 @@ class Servicer:
         _: Any,
         context: Context,
     ) -> bytes | None:
-        who, log = None, structlog.get_logger()
+        who, log, places = None, structlog.get_logger(), Places(context)
         method = METHODS[name]
         try:
             who = caller(context, self._manifest)
-            self._enter_quota(who, context)  # CHECK: quota-entered
+            self._enter_quota(who, places, context)  # CHECK: quota-entered
             check_role(who, method.role)  # CHECK: method-role
-            request = await self._receive(name, asked, who, context)
+            request = await self._receive(name, asked, who, places, context)
             # A message may outlast its sender's membership.
             caller(context, self._manifest)  # CHECK: caller-again
-            reply = await self._run(method, request, SiloId(who.name)) or told()
+            reply = await self._run(method, request, SiloId(who.name), places) or told()
             data = reply.SerializeToString()
             self._quotas.charge(who, len(data))
         except Stopping as error:
@@ -178,17 +191,14 @@ class Servicer:
         text = " ".join(part for part in (error.observed, error.remedy) if part)
         await context.abort(status, text[:MAX_DETAILS])
 
-    def _enter_quota(self, who: Identity, context: Context) -> None:
+    def _enter_quota(self, who: Identity, places: Places, context: Context) -> None:
         self._quotas.enter(who, time.monotonic())
-        _at_end(context, lambda: self._quotas.leave(who))
-        # gRPC itself refuses headers of this size, but only once its peer has acknowledged to have
-        # heard of the limit: before that, it takes in 16 MiB.
-        metadata = context.invocation_metadata() or ()
-        size = sum(len(key) + len(value) for key, value in metadata)
-        if size > self._limits.max_metadata_bytes:  # CHECK: metadata-size
-            raise QuotaExceeded("metadata-size", f"The call's headers have {size} bytes.")
+        places.hold(lambda: self._quotas.leave(who))
+        _check_headers(context, self._limits.max_metadata_bytes)
 
-    async def _receive(self, name: str, asked: Any, who: Identity, context: Context) -> Any:
+    async def _receive(
+        self, name: str, asked: Any, who: Identity, places: Places, context: Context
+    ) -> Any:
         """Wait for a call's turn, and only then take its request in.
 
         A slot is kept while a large message may be in memory: to the end of the call, when its
@@ -196,7 +206,7 @@ class Servicer:
         """
         slots = self._slots[who, name in CHUNKS]
         await slots.acquire()
-        if METHODS[name].how is How.WAITS:
+        if name not in METHODS or METHODS[name].how is How.WAITS:
             try:
                 data = await self._message(who, context)
             finally:
@@ -204,7 +214,7 @@ class Servicer:
             if len(data) > MAX_QUESTION_BYTES:  # CHECK: question-size
                 raise MalformedMessage("message-size", "No request of this kind is so long.")
         else:
-            _at_end(context, slots.release)
+            places.hold(slots.release)
             data = await self._message(who, context)
         return _parse(asked, data)
 
@@ -221,16 +231,16 @@ class Servicer:
         self._quotas.charge(who, len(data))
         return data
 
-    async def _run(self, method: Method, request: Any, peer: SiloId) -> Sent | None:
+    async def _run(self, method: Method, request: Any, peer: SiloId, places: Places) -> Sent | None:
         now = time.monotonic()
         session = find(method, self._sessions, request, peer, now)
         if session is None:
             work = functools.partial(method.handle, self._sessions, request, peer, now)
-            reply = await asyncio.shield(self._apart(work))
+            reply = await places.work(self._apart(work))
             self._drive()
         else:
-            reply = await self._enter(session, method, request, peer)
-        return await asyncio.shield(self._apart(reply, self._chunks)) if callable(reply) else reply
+            reply = await self._enter(session, method, request, peer, places)
+        return await places.work(self._apart(reply, self._chunks)) if callable(reply) else reply
 
     async def _apart(self, work: Callable[[], Any], pool: Executor | None = None) -> Any:
         """Run in a worker thread; a failed disk is heard of though the caller has hung up."""
@@ -240,14 +250,16 @@ class Servicer:
             self._fail(error)
             raise
 
-    async def _enter(self, session: Session, method: Method, request: Any, peer: SiloId) -> Any:
+    async def _enter(
+        self, session: Session, method: Method, request: Any, peer: SiloId, places: Places
+    ) -> Any:
         driver = self._driver(session)
         handle = functools.partial(method.handle, session, request, peer)
         match method.how:
             case How.LOOKS:
                 return await driver.look(handle, time.monotonic())
             case How.WORKS:
-                return await driver.call(handle, time.monotonic())
+                return await places.work(driver.call(handle, time.monotonic()))
             case How.WAITS:
                 return await driver.wait(functools.partial(self._look, method, request, peer))
 
@@ -290,6 +302,17 @@ class _Others(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # generic in t
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "There is no such method.")
 
 
+def _check_headers(context: Context, most: int) -> None:
+    """Return if a call's headers are no larger than they may be.
+
+    gRPC itself refuses larger ones, but only once its peer has acknowledged to have heard of the
+    limit: before that, it takes in 16 MiB.
+    """
+    size = sum(len(key) + len(value) for key, value in context.invocation_metadata() or ())
+    if size > most:  # CHECK: metadata-size
+        raise QuotaExceeded("metadata-size", f"The call's headers have {size} bytes.")
+
+
 def _request(name: str) -> Any:
     """What parses a request; a chunk's data are left where they are."""
     return PutChunkRequest if name == PutChunkRequest.__name__ else getattr(api, name)
@@ -300,11 +323,6 @@ def _parse(kind: Any, data: bytes) -> Any:
         return kind.FromString(data)
     except DecodeError:
         raise MalformedMessage("message-encoding", "The bytes are no such request.") from None
-
-
-def _at_end(context: Context, work: Callable[[], None]) -> None:
-    """Have work done when the call is over: its reply sent and read, or its caller gone."""
-    context.add_done_callback(lambda _: work())  # type: ignore[arg-type]  # no protocol in stubs
 
 
 def _name(who: Identity | None) -> str:

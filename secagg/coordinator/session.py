@@ -110,7 +110,7 @@ class Session(Standing):
         self._opening_transcript = transcript.opening_transcript(self.session_hash, session_id)
         self._proposals: dict[str, Proposal] = {}
         folder, chunk = f"{self.folder}/bridges", config.chunk_bytes
-        self._bridges = Bridges(means.disk, folder, chunk, means.entropy)
+        self._bridges = Bridges(means.disk, folder, chunk, means.entropy, means.erase)
         self._changes = Counter[SiloId]()
 
     @classmethod
@@ -513,15 +513,20 @@ class Session(Standing):
         return live.uploads[silo]
 
     def _upload(self, name: str, total: int, instead: Upload | None = None) -> Upload:
-        return Upload(self.means.disk, name, total, self.config.chunk_bytes, instead)
+        chunk, erase = self.config.chunk_bytes, self.means.erase
+        return Upload(self.means.disk, name, total, chunk, instead, erase)
 
     def _check_room(self, silo: SiloId, total: int) -> None:
-        check_room(self.means.limits, self.means.holdings(), silo, total)
+        means = self.means
+        check_room(means.limits, means.holdings(), silo, total, means.free)
 
     def holdings(self) -> Iterator[Holding]:
         """What this session keeps on disk; callable while another thread has the session."""
-        for sum_ in list(self.sums):
-            yield Holding(None, sum_.size)
+        over = self.state is not State.ACTIVE  # all is nobody's then, and goes when room is needed
+        if kept := self.kept_bytes if over else self.sum_bytes:
+            yield Holding(None, kept)
+        if over:
+            return
         for task in list(self.tasks.values()):
             if task.weights is not None:
                 yield Holding(SiloId(task.signed.proposer), task.weights.size)

@@ -1,8 +1,15 @@
-"""All sessions of a coordinator: created, found, brought back after a restart, forgotten."""
+"""All sessions of a coordinator: created, found, brought back after a restart, forgotten.
+
+A session that is over is kept as long as there is room, so that silos that come late find its sums.
+Then the oldest ones go, in two steps: one is *forgotten* at once, also on the event loop and while
+another session asks for room; its records and files are *erased*, in a worker thread, before
+anything takes their place.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -26,10 +33,12 @@ class Sessions:
     """
 
     def __init__(self, means: Means) -> None:
-        self._means = replace(means, holdings=self._holdings)
+        self._means = replace(means, holdings=self._holdings, free=self._free, erase=self._erase)
         self._limits = means.limits
         self._sessions: dict[bytes, Session] = {}
+        self._forgotten = deque[Session]()
         self._lock = threading.Lock()
+        self._erasing = threading.Lock()
 
     def restore(self, now: float) -> None:
         """Bring all sessions of the journal back, and remove what belongs to none.
@@ -72,6 +81,7 @@ class Sessions:
             self._check(config)
             self._check_quota(creator)
             self._make_room()
+            self._erase()
             session_id = self._means.entropy(32)
             session = Session.create(config, session_id, self._means, key, creator)
             self._sessions[session_id] = session
@@ -108,12 +118,42 @@ class Sessions:
         """Forget the oldest session that is over, with its sums, if there are too many."""
         if len(self._sessions) < self._limits.max_sessions:
             return
-        over = next((s for s in self.all() if s.state is not State.ACTIVE), None)
-        if over is None:  # CHECK: session-count
+        over = self._over()
+        if not over:  # CHECK: session-count
             raise QuotaExceeded("session-count", "This coordinator drives no more at once.")
-        del self._sessions[over.session_id]
-        self._means.journal.forget(over.session_id)
-        self._means.disk.remove(over.folder)
+        self._forget(over[0])
+
+    def _free(self, size: int) -> bool:
+        """Forget the oldest sessions that are over to free so many bytes, if they hold so many.
+
+        Otherwise all of them stay: it would be in vain. Waits for nobody; see ``_erase``.
+        """
+        over = [session for session in self._over() if session.kept_bytes]
+        if sum(session.kept_bytes for session in over) < size:
+            return False
+        for session in over:
+            if size > 0:
+                size -= session.kept_bytes
+                self._forget(session)
+        return True
+
+    def _forget(self, session: Session) -> None:
+        """Let nobody find a session any more; whoever has it already finds it over."""
+        if self._sessions.pop(session.session_id, None) is not None:  # else another thread did
+            self._forgotten.append(session)
+
+    def _erase(self) -> None:
+        """Remove records and files of forgotten sessions; return when they are gone.
+
+        Raises:
+            StorageFailed: the disk refuses.
+        """
+        with self._erasing:
+            while self._forgotten:
+                session = self._forgotten[0]
+                self._means.journal.forget(session.session_id)
+                self._means.disk.remove(session.folder)
+                self._forgotten.popleft()
 
     def by_id(self, session_id: bytes) -> Session:
         """Return a session.
@@ -144,6 +184,9 @@ class Sessions:
     def all(self) -> list[Session]:
         """All sessions, oldest first."""
         return list(self._sessions.values())
+
+    def _over(self) -> list[Session]:
+        return [session for session in self.all() if session.state is not State.ACTIVE]
 
     def _holdings(self) -> Iterator[Holding]:
         for session in self.all():

@@ -10,7 +10,7 @@ silo, told of the gap, sends it again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -173,7 +173,7 @@ class Holding:
     """A blob on disk, or one that is being received.
 
     Args:
-        silo: who sent it; None for a sum.
+        silo: whose quota it takes; None for a sum, and for all of a session that is over.
         size: in bytes, of the whole.
         open: whether it is not complete yet.
     """
@@ -183,18 +183,31 @@ class Holding:
     open: bool = False
 
 
-def check_room(limits: Limits, held: Iterable[Holding], silo: SiloId, size: int) -> None:
+def nothing_goes(_: int) -> bool:
+    """Free no room: where nothing is kept that could be spared."""
+    return False
+
+
+def check_room(
+    limits: Limits,
+    held: Iterable[Holding],
+    silo: SiloId,
+    size: int,
+    free: Callable[[int], bool] = nothing_goes,
+) -> None:
     """Return if a silo may begin another upload beside what there is.
 
     It is reckoned anew each time, from what sessions know of their files: no count can drift away
-    from them, nor be lost in a restart. A full coordinator frees itself as rounds end, so whoever
-    finds it full may try again; a silo that holds too much itself is told so for good.
+    from them, nor be lost in a restart. Where all is full, sessions that are over have to go. Sums
+    and initial weights of active ones stay, but rounds that end leave less than they took, so
+    whoever finds no room may try again; a silo that holds too much itself is told so for good.
 
     Args:
         limits: in force.
         held: all there is, with what the upload will take the place of.
         silo: who asks.
         size: of the upload, in bytes.
+        free: has so many bytes of what is held go, or says that it cannot.
 
     Raises:
         QuotaExceeded: ``quota-uploads``, ``quota-spool-silo``.
@@ -216,12 +229,13 @@ def check_room(limits: Limits, held: Iterable[Holding], silo: SiloId, size: int)
             f"It may hold {limits.spool_bytes_per_silo} (spool_bytes_per_silo).",
         )
     taken = sum(holding.size for holding in there)
-    if taken + size > limits.max_spool_bytes:  # CHECK: quota-spool
+    lacking = taken + size - limits.max_spool_bytes
+    if lacking > 0 and not free(lacking):  # CHECK: quota-spool
         raise TryLater(
             "quota-spool",
             f"The coordinator's disk holds {taken} bytes, and {size} more are too many.",
-            f"It may hold {limits.max_spool_bytes} (max_spool_bytes): rounds that end make room, "
-            "and so does a session that is forgotten.",
+            f"It may hold {limits.max_spool_bytes} (max_spool_bytes). Rounds that end make room, "
+            "but sums of active sessions stay: end a session, or raise max_spool_bytes.",
             FULL_SECONDS,
         )
 
@@ -246,6 +260,7 @@ class Upload:
         chunk_bytes: every chunk has this size, but for the last.
         instead: another one of this name, which goes when this one begins. If it has not begun
             itself, the one before it does: nobody makes a chain of them.
+        before: called right before it takes its room on the disk.
     """
 
     def __init__(
@@ -255,6 +270,7 @@ class Upload:
         total: int,
         chunk_bytes: int,
         instead: Upload | None = None,
+        before: Callable[[], None] = lambda: None,
     ) -> None:
         self.name = name
         self.total = total
@@ -262,6 +278,7 @@ class Upload:
         self._chunk_bytes = chunk_bytes
         self._lock = threading.RLock()
         self._instead = instead._begun_one() if instead is not None else None
+        self._before = before
         self._open = True
         self._begun = False
         self._synced = False
@@ -303,6 +320,7 @@ class Upload:
 
     def _begin(self) -> None:
         if not self._begun:
+            self._before()
             if self._instead is not None:
                 self._instead.discard()
             self._instead = None

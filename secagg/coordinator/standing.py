@@ -17,7 +17,7 @@ from secagg.config import SessionConfig, SiloId
 from secagg.coordinator.journal import Journal
 from secagg.coordinator.keys import KeyDesk
 from secagg.coordinator.limits import Limits
-from secagg.coordinator.spool import Blob, Holding, Stored
+from secagg.coordinator.spool import Blob, Holding, Stored, nothing_goes
 from secagg.coordinator.state import Attempt, State, Task
 from secagg.crypto.secret import Entropy
 from secagg.crypto.sign import IdentityKey
@@ -47,6 +47,8 @@ class Means:
         entropy: source of nonces.
         limits: how much sessions may take.
         holdings: gives what all sessions keep on disk.
+        free: forgets sessions that are over to free so many bytes; False if that is not enough.
+        erase: removes the files of those that were forgotten, and waits until they are gone.
     """
 
     manifest: Callable[[], Manifest]
@@ -57,6 +59,8 @@ class Means:
     entropy: Entropy
     limits: Limits = field(default_factory=Limits)
     holdings: Callable[[], Iterable[Holding]] = tuple
+    free: Callable[[int], bool] = nothing_goes
+    erase: Callable[[], None] = lambda: None
 
 
 class Standing:
@@ -70,7 +74,8 @@ class Standing:
         creator: the admin who called; empty if nobody noted it.
 
     Attributes:
-        results: signed results, by round; ``sums`` says what their blobs are.
+        results: signed results, by round; ``sums`` says what their blobs are, ``sum_bytes`` how
+            large all of them are together.
         attempt: the one that runs.
         attempts: how many the round has had, the one that runs included.
         aborts: why those before it ended, by number.
@@ -99,6 +104,7 @@ class Standing:
         self.tasks: dict[str, Task] = {}
         self.results: list[Result] = []
         self.sums: list[Stored] = []
+        self.sum_bytes = 0
         self.attempt: Attempt | None = None
         self.attempts = 0
         self.aborts: dict[int, RoundAborted] = {}
@@ -112,6 +118,12 @@ class Standing:
     def round(self) -> int:
         """Number of the current round."""
         return len(self.results) + 1
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the sums and the tasks' initial weights, which stay until the session is forgotten."""
+        tasks = list(self.tasks.values())
+        return self.sum_bytes + sum(task.weights.size for task in tasks if task.weights)
 
     def vector_length(self, signed: SignedOpening) -> int:
         """Words of a task's vectors.
@@ -222,6 +234,7 @@ class Standing:
         """A round has its result; the next one begins."""
         self.results.append(result)
         self.sums.append(total)
+        self.sum_bytes += total.size
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
         self.history = transcript.next_history(self.history, tau4)
         self.ready_for.clear()

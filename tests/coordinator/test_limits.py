@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import ssl
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import fields, replace
@@ -406,6 +407,34 @@ def test_calls_that_wait_are_in_flight(mean: Server) -> None:
     for _ in range(6):
         assert done.get(timeout=30).result().ended
     still_served(mean, "b")
+
+
+@pytest.mark.process
+def test_a_health_check_that_is_never_sent_is_in_flight(mean: Server) -> None:
+    over, done = threading.Event(), queue.SimpleQueue[Any]()
+
+    def never() -> Iterator[bytes]:
+        over.wait(60)
+        yield from ()
+
+    stub = mean.connect(mean.consortium.pair(Role.ADMIN, "boss"))
+    check = stub.channel.stream_unary("/grpc.health.v1.Health/Check")
+    calls = [check.future(never(), timeout=60) for _ in range(7)]
+    for call in calls:
+        call.add_done_callback(done.put)
+    assert code_of(done.get(timeout=30).exception()) == "quota-calls-at-once"
+    assert done.empty()
+    over.set()
+    for call in calls:
+        call.cancel()
+    still_served(mean, "a")
+
+
+@pytest.mark.process
+def test_the_health_stream_is_a_method_that_there_is_not(mean: Server) -> None:
+    watch = mean.silo("a").channel.unary_stream("/grpc.health.v1.Health/Watch")
+    with refused(Status.UNIMPLEMENTED, None):
+        list(watch(b"", timeout=30))
 
 
 def upload_weights(study: Study, silo: str, size: int = WEIGHTS) -> None:

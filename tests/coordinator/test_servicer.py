@@ -15,6 +15,7 @@ from secagg.coordinator import calls
 from secagg.coordinator import driver as driver_module
 from secagg.coordinator import servicer as servicer_module
 from secagg.coordinator.calls import METHODS
+from secagg.coordinator.places import Places
 from secagg.coordinator.servicer import CHUNK_THREADS, Servicer
 from secagg.coordinator.sessions import Sessions
 from secagg.coordinator.spool import Upload
@@ -59,6 +60,11 @@ def uploading(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
+def nobodys() -> Places:
+    """Places of a call that never ends."""
+    return Places(SimpleNamespace(add_done_callback=lambda _: None))  # type: ignore[arg-type]
+
+
 async def test_chunks_hold_up_no_session(uploading: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many as may be written at once wait for the disk, and a vector is summed meanwhile."""
     release, waiting = threading.Event(), threading.Semaphore(0)
@@ -76,7 +82,7 @@ async def test_chunks_hold_up_no_session(uploading: World, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(Upload, "put", slow)
         request = putting(uploading)
-        puts = [asyncio.create_task(servicer._run(CHUNK, request, A)) for _ in range(40)]
+        puts = [asyncio.create_task(servicer._run(CHUNK, request, A, nobodys())) for _ in range(40)]
         try:
             async with asyncio.timeout(60):
                 for _ in range(CHUNK_THREADS):
@@ -110,6 +116,6 @@ async def test_a_chunk_that_the_disk_refuses_is_heard_of(
     monkeypatch.setattr(calls, "_put", ill)
     servicer, failures = serving(uploading)
     with pytest.raises(kind):
-        await servicer._run(CHUNK, putting(uploading), A)
+        await servicer._run(CHUNK, putting(uploading), A, nobodys())
     assert [type(error) for error in failures] == [kind]
     await servicer.stop()

@@ -340,20 +340,10 @@ def connecting(scene: Scene) -> Iterator[Study]:
         yield Study(scene, server)
 
 
-def of_any_headers(_real: Function) -> Function:
-    """``Servicer._enter_quota`` that leaves headers to gRPC."""
-
-    def enter(self: Any, who: Any, context: Any) -> None:
-        self._quotas.enter(who, time.monotonic())
-        context.add_done_callback(lambda _: self._quotas.leave(who))
-
-    return enter
-
-
 @attack(
     threat="metadata-flood",
     reason="metadata-size",
-    weakening=replaced("secagg.coordinator.servicer:Servicer._enter_quota", of_any_headers),
+    weakening=replaced("secagg.coordinator.servicer:_check_headers", nothing),
 )
 def headers_without_end(scene: Scene) -> bool:
     """Silo a sends large headers over a connection that never acknowledged gRPC's own limit."""
