@@ -15,11 +15,12 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
 import re
 import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, TypeAlias, TypeVar
@@ -97,6 +98,10 @@ class CoordinatorRefused(SecaggError):
     """The coordinator refused a call for a reason that has no class of its own here."""
 
 
+class ChannelClosed(SecaggError):
+    """This side has closed the channel: before a call, during one, or between its attempts."""
+
+
 @dataclass(eq=False)
 class _Line:
     """One gRPC channel under one certificate; hung up once it is replaced and its calls are done.
@@ -135,7 +140,7 @@ class Channel:
         self._reached = False
         self._lock = threading.Lock()
         self._renewing = threading.Lock()
-        self._closed = False
+        self._closed = threading.Event()
         self._watch = RenewalWatch(profile.credentials, now=now)
         self._reminder = Reminder()
         self._credentials = profile.credentials
@@ -148,9 +153,9 @@ class Channel:
             raise
 
     def close(self) -> None:
-        """Close the connection; calls in flight fail. Twice is once."""
+        """Close the connection; calls in flight fail, and pauses end. Twice is once."""
         with self._lock:
-            self._closed = True
+            self._closed.set()
             lines, self._lines = self._lines, []
         for line in lines:
             line.channel.close()
@@ -163,6 +168,7 @@ class Channel:
         Raises:
             CoordinatorUnreachable: transient faults went on for too long.
             CredentialError: a certificate, ours or theirs, was refused, or ours has expired.
+            ChannelClosed: by another thread, or before.
             StaleModel, TooLate, SessionEnded, NotFound, CoordinatorRefused: as the coordinator
                 says.
         """
@@ -171,13 +177,8 @@ class Channel:
     def once(self, method: str, request: Message, *, seconds: float) -> None:
         """Call a method without retrying and without caring: a courtesy on the way out."""
         self._take_up_renewal()
-        line, stub = self._pick_up(method)
-        try:
-            stub(request, timeout=seconds)
-        except grpc.RpcError:
-            return
-        finally:
-            self._put_down(line)
+        with contextlib.suppress(grpc.RpcError, ChannelClosed):
+            self._invoke(method, request, seconds)
 
     def call_many(self, method: str, requests: Iterable[Request], kind: type[R]) -> None:
         """Call an idempotent method for each request, a few in flight.
@@ -203,7 +204,8 @@ class Channel:
             for request in requests:
                 self._check_certificate()
                 line, stub = self._pick_up(method)
-                flying.append((request, stub.future(request, timeout=CALL_SECONDS), line))
+                with self._unless_closed():
+                    flying.append((request, stub.future(request, timeout=CALL_SECONDS), line))
                 if len(flying) >= CALLS_IN_FLIGHT:
                     yield self._land(method, *flying.pop(0), kind)
             while flying:
@@ -224,11 +226,25 @@ class Channel:
 
     def _attempt(self, method: str, request: Request, seconds: float) -> Any:
         self._check_certificate()
+        return self._invoke(method, request, seconds)
+
+    def _invoke(self, method: str, request: Request, seconds: float) -> Any:
         line, stub = self._pick_up(method)
         try:
-            return stub(request, timeout=seconds)
+            with self._unless_closed():
+                return stub(request, timeout=seconds)
         finally:
             self._put_down(line)
+
+    @contextlib.contextmanager
+    def _unless_closed(self) -> Iterator[None]:
+        """Give our error for gRPC's, if the channel is closed between picking up and calling."""
+        try:
+            yield
+        except ValueError:
+            if not self._closed.is_set():
+                raise
+            raise _closed() from None
 
     # Our own certificate, and the connection under it.
 
@@ -265,7 +281,7 @@ class Channel:
     def _replace_line(self, renewed: Credentials) -> None:
         line = _Line(_dial(self._address, renewed))
         with self._lock:
-            if self._closed:
+            if self._closed.is_set():
                 line.channel.close()
                 return
             self._line, self._credentials = line, renewed
@@ -273,8 +289,14 @@ class Channel:
         self._hang_up()
 
     def _pick_up(self, method: str) -> tuple[_Line, Any]:
-        """The line in use, kept open until it is put down, and a stub of a method over it."""
+        """The line in use, kept open until it is put down, and a stub of a method over it.
+
+        Raises:
+            ChannelClosed: there is none any more.
+        """
         with self._lock:
+            if self._closed.is_set():
+                raise _closed()
             stub = self._stub(method)
             self._line.calls += 1
             return self._line, stub
@@ -304,27 +326,42 @@ class Channel:
         self, attempt: Callable[[], Any], kind: type[R], failed: grpc.RpcError | None = None
     ) -> R:
         """Make an attempt until it succeeds; ``failed`` is how the first one ended, if it has."""
-        limit = RETRY_SECONDS if self._reached else CONNECT_SECONDS
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda e: not self._closed and _is_transient(e)),
+            retry=tenacity.retry_if_exception(self._may_heal),
             wait=_pause,
-            stop=tenacity.stop_after_delay(limit),
+            stop=self._gives_up,
+            sleep=tenacity.sleep_using_event(self._closed),
             reraise=True,
         )
         attempts = attempt if failed is None else _after(failed, attempt)
         try:
             reply = retrying(attempts)
         except grpc.RpcError as error:
-            raise self._translate(error, limit) from None
+            raise self._translate(error) from None
         self._reached = True
         return self._checked(reply, kind)
+
+    def _may_heal(self, error: BaseException) -> bool:
+        """Whether another attempt is worth its while; who has refused one has been reached."""
+        if not isinstance(error, grpc.RpcError):
+            return False
+        self._reached = self._reached or _is_refusal(error)
+        return not self._closed.is_set() and _is_transient(error)
+
+    def _gives_up(self, state: tenacity.RetryCallState) -> bool:
+        return tenacity.stop_after_delay(self._patience)(state)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds for the attempts of one call; they grow once the coordinator is reached."""
+        return RETRY_SECONDS if self._reached else CONNECT_SECONDS
 
     def _checked(self, reply: Any, kind: type[R]) -> R:
         if not isinstance(reply, kind):  # CHECK: reply-type
             raise FaultyServer("reply-type", "The coordinator answered with another message.")
         return reply
 
-    def _translate(self, error: grpc.RpcError, limit: float) -> SecaggError:
+    def _translate(self, error: grpc.RpcError) -> SecaggError:
         status, text = error.code(), error.details() or ""
         if _names_bad_certificate(text):
             return CredentialError(
@@ -332,10 +369,12 @@ class Channel:
                 f"The certificate of {self._address} is not the consortium's coordinator's.",
                 "Check the address in profile.toml, and that the authority is the same.",
             )
-        if status in _TRANSIENT and not self._closed:
+        if status in _TRANSIENT and self._closed.is_set():
+            return _closed()
+        if status in _TRANSIENT:
             return CoordinatorUnreachable(
                 "coordinator-unreachable",
-                f"{self._address} did not answer for {limit:.0f} s ({text}).",
+                f"{self._address} did not answer for {self._patience:.0f} s ({text}).",
                 "Check the address and that it serves. If it does, it refuses this certificate: "
                 "another authority's, revoked, or expired by its clock.",
             )
@@ -363,12 +402,20 @@ def _dial(address: str, credentials: Credentials) -> grpc.Channel:
     )
 
 
-def _is_transient(error: BaseException) -> bool:
-    if not isinstance(error, grpc.RpcError):
-        return False
+def _is_refusal(error: grpc.RpcError) -> bool:
+    """Whether the coordinator itself has refused, and no fault on the way to it."""
+    told = _told(error, _CODE_KEY) or _told(error, _RETRY_KEY)
+    return told is not None or _is_busy(error)
+
+
+def _is_busy(error: grpc.RpcError) -> bool:
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and _BUSY in (error.details() or "")
+
+
+def _is_transient(error: grpc.RpcError) -> bool:
     text = error.details() or ""
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return _told(error, _RETRY_KEY) is not None or _BUSY in text
+        return _told(error, _RETRY_KEY) is not None or _is_busy(error)
     return error.code() in _TRANSIENT and not _names_bad_certificate(text)
 
 
@@ -397,6 +444,14 @@ def _told(error: grpc.RpcError, key: str) -> str | None:
     """An entry of what came with a refusal."""
     entries = error.trailing_metadata() or ()
     return next((str(entry.value) for entry in entries if entry.key == key), None)
+
+
+def _closed() -> ChannelClosed:
+    return ChannelClosed(
+        "channel-closed",
+        "This side has closed its channel to the coordinator; the call may have been served.",
+        "Make no call after close().",
+    )
 
 
 def _names_bad_certificate(text: str) -> bool:

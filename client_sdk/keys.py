@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import count
 from typing import Final
 
-from client_sdk.channel import POLL_SECONDS, Channel, CoordinatorRefused
+from client_sdk.channel import POLL_SECONDS, Channel, ChannelClosed, CoordinatorRefused
 from client_sdk.membership import Membership
 from client_sdk.progress import log
 from client_sdk.transfer import parsed
@@ -450,9 +450,9 @@ class Keeper:
             began = time.monotonic()
             try:
                 busy = self._serve()
-            except SessionEnded:
+            except (SessionEnded, ChannelClosed):
                 return
-            except Exception as error:  # noqa: BLE001 - the thread's border; a closed channel's, too
+            except Exception as error:  # noqa: BLE001 - the thread's border
                 busy = False
                 if not self._over.is_set():
                     log.error("other silos cannot be helped any more just now: %r", error)
@@ -471,7 +471,7 @@ class Keeper:
         except StaleKey:
             self._keys.renew()  # with its past keys this silo may be the only one to help
             return False
-        except SessionEnded:
+        except (SessionEnded, ChannelClosed):
             raise
         except SecaggError as error:
             if not self._over.is_set():

@@ -50,7 +50,7 @@ class KeyName:
     key_id: bytes
 
     def __post_init__(self) -> None:
-        if not 1 <= self.epoch < 2**32 or len(self.key_id) != 32:
+        if not 1 <= self.epoch < 2**32 or len(self.key_id) != 32:  # CHECK: key-name-range
             raise MalformedMessage("key-name", "A key is named by an epoch and 32 bytes.")
 
 

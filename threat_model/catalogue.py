@@ -32,8 +32,11 @@ _HEAD: Final = (
     "whom, and what is not.",
     "Each **program** is run twice by `make attacks`: on the shipped SDK or coordinator, in a "
     "process of its own, which has to refuse it with the code that is named here; and on one in "
-    "which a single function of ours was replaced by the program's, where it has to succeed. A "
-    "program that is broken cannot pass for a defence.",
+    "which one function of ours was replaced by the program's, where it has to succeed, and not be "
+    "refused with that code. A program that is broken cannot pass for a defence. `_refuse` is one "
+    "function that many checks call: where it is replaced, its parameters name those that are off, "
+    "and their number is given. Where TLS itself refuses, it is the *authority* that is weakened, "
+    "and SDK and coordinator are as shipped.",
 )
 
 
@@ -122,9 +125,11 @@ def _program(attack: Attack) -> Iterator[str]:
     weak = attack.weakening
     instead = weak.by.rpartition(":")[2]
     values = ", ".join(str(value) for value in weak.parameters)
+    off = len(weak.parameters) if weak.target.endswith(":_refuse") else 0
+    also = f", {off} checks in all" if off > 1 else f", at the {attack.part}" if attack.part else ""
     yield from _prose(
         f"- `{attack.name}`: {_gist(attack)} Refused: `{attack.reason}`. It succeeds with "
-        f"`{instead}{f'({values})' if values else ''}` for `{weak.target}`.",
+        f"`{instead}{f'({values})' if values else ''}` for `{weak.target}`{also}.",
         level=1,
     )
 

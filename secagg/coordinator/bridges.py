@@ -194,10 +194,11 @@ class Bridges:
             QuotaExceeded: enough others are on their way.
         """
         served = self._open(silo, task)
-        if not served:
+        if not served:  # CHECK: checkpoint-wanted
             raise TooLate("checkpoint-unwanted", f"Nobody waits for a checkpoint of task {task}.")
         if self.begins(silo, task, digest, total):
             others = sum(of == task and name != silo for name, of in self._uploads)
+            # CHECK: checkpoint-uploads-bound
             if others >= 2 * max(waiting.wish.need for waiting, _ in served):
                 raise QuotaExceeded("checkpoint-uploads", f"Enough bring one of task {task}.")
             self._drop_upload(silo, task)
@@ -228,16 +229,18 @@ class Bridges:
             FaultyClient: it is not complete, or not what was signed.
         """
         task = checkpoint.task
+        # CHECK: checkpoint-still-wanted
         if not any(beyond < checkpoint.results for _, beyond in self._open(silo, task)):
             raise TooLate("checkpoint-unwanted", f"Nobody waits for this one of task {task}.")
         incoming = self._uploads.get((silo, task))
+        # CHECK: checkpoint-uploaded
         if incoming is None or incoming.upload.total != checkpoint.size:
             raise FaultyClient(silo, "chunk-gap", "The checkpoint is not complete.")
         upload = incoming.upload
         with upload.committing() as stored:
-            if stored is None:
+            if stored is None:  # CHECK: checkpoint-complete
                 raise FaultyClient(silo, "chunk-gap", "The checkpoint is not complete.")
-            if stored.digest != checkpoint.digest:
+            if stored.digest != checkpoint.digest:  # CHECK: checkpoint-upload-digest
                 raise FaultyClient(silo, "checkpoint-digest", "The checkpoint is not as signed.")
         del self._uploads[silo, task]
         self._drop_offer(silo, task)
@@ -254,7 +257,7 @@ class Bridges:
         if waiting is not None:
             waiting.until = now + WISH_SECONDS
         offer = self._offers.get((sender, task))
-        if offer is None or offer.checkpoint.digest != digest:
+        if offer is None or offer.checkpoint.digest != digest:  # CHECK: checkpoint-known
             raise gone()
         return offer
 

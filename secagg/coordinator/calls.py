@@ -79,7 +79,7 @@ def find(
         return None
     session = method.session(sessions, request)
     if method.role is Role.SILO:
-        session.check_member(caller, now)
+        session.check_member(caller, now)  # CHECK: call-member
     return session
 
 
@@ -136,7 +136,7 @@ def ProposeTask(  # noqa: N802
 ) -> Reply:
     """A task's opening, from the silo that was asked."""
     signed = wire_session.opening_from_wire(request.opening)
-    _check_sender(signed.proposer, silo)
+    _check_sender(signed.proposer, silo)  # CHECK: opening-sender
     session.propose_task(silo, signed)
     return api.Ack()
 
@@ -152,7 +152,7 @@ def Ready(session: Session, request: api.ReadyRequest, silo: SiloId, now: float)
 def AskKey(session: Session, request: api.AskKeyRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
     """The session's key: a box with it, or a request to make it."""
     asked = wire_custody.request_from_wire(request.request)
-    _check_sender(asked.silo, silo)
+    _check_sender(asked.silo, silo)  # CHECK: key-request-sender
     answer = session.ask_key(silo, asked, now)
     match answer:
         case KeyBox():
@@ -191,7 +191,7 @@ def AwaitKeyRequests(  # noqa: N802
 def SendKeyBox(session: Session, request: api.SendKeyBoxRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
     """The key, for one silo that asked."""
     box = wire_custody.box_from_wire(request.box)
-    _check_sender(box.sender, silo)
+    _check_sender(box.sender, silo)  # CHECK: key-box-sender
     session.send_key_box(silo, box)
     return api.Ack()
 
@@ -223,7 +223,7 @@ def OfferCheckpoint(  # noqa: N802
 ) -> Reply:
     """A checkpoint for others."""
     checkpoint = wire_custody.checkpoint_from_wire(request.checkpoint)
-    _check_sender(checkpoint.sender, silo)
+    _check_sender(checkpoint.sender, silo)  # CHECK: checkpoint-offer-sender
     session.offer_checkpoint(silo, checkpoint)
     return api.Ack()
 
@@ -254,7 +254,7 @@ def Next(session: Session, request: api.NextRequest, silo: SiloId, now: float) -
 def Send(session: Session, request: api.SendRequest, silo: SiloId, now: float) -> Reply:  # noqa: N802
     """One message of an attempt."""
     message = wire.client_message_from_wire(request)
-    _check_sender(message.sender, silo)
+    _check_sender(message.sender, silo)  # CHECK: message-sender
     session.send(message, request.round, request.attempt)
     return api.Ack()
 
@@ -273,10 +273,10 @@ def PutChunk(  # noqa: N802
             upload = session.weights_upload(silo, blob.weights, total, now)
         case "checkpoint":
             offered = blob.checkpoint
-            _check_sender(offered.sender, silo)
+            _check_sender(offered.sender, silo)  # CHECK: checkpoint-upload-sender
             upload = session.checkpoint_upload(silo, offered.task, offered.digest, total, now)
         case _:
-            raise MalformedMessage("blob-kind", "Sums are not uploaded.")
+            raise MalformedMessage("blob-kind", "Sums are not uploaded.")  # CHECK: upload-kind
     return functools.partial(_put, upload, request.offset, request.data)
 
 
@@ -300,6 +300,7 @@ def GetChunk(  # noqa: N802
             offer = session.checkpoint_blob(silo, wanted.task, wanted.sender, wanted.digest, now)
             return functools.partial(_get_offer, offer, request.offset)
         case _:
+            # CHECK: download-kind
             raise MalformedMessage("blob-kind", "Vectors are not downloaded.")
     return functools.partial(_get, stored, request.offset)
 

@@ -63,7 +63,7 @@ class Driver:
     async def look(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Look at the session while nobody else changes it; for what is quick."""
         async with self._changed:
-            self._check_open()
+            self._check_open()  # CHECK: driver-look
             return work(*args, **kwargs)
 
     def wake(self) -> None:
@@ -73,6 +73,7 @@ class Driver:
 
     async def wait(self, look: Callable[[], T | None]) -> T | None:
         """Return what ``look`` finds, at once or on a change; None after 25 s or as it stops."""
+        # CHECK: driver-wait
         self._check_open()  # who asks again is told to try later, not at once
         self._wake.set()  # a first look may have set a new deadline
         with contextlib.suppress(TimeoutError):
@@ -92,7 +93,7 @@ class Driver:
 
     async def _alone(self, work: Callable[[], T]) -> T:
         async with self._changed:
-            self._check_open()
+            self._check_open()  # CHECK: driver-call
             try:
                 return await asyncio.to_thread(work)
             except (StorageDamaged, StorageFailed) as error:
@@ -103,7 +104,7 @@ class Driver:
                 self._wake.set()
 
     def _check_open(self) -> None:
-        if self._stopped:
+        if self._stopped:  # CHECK: driver-open
             raise Stopping("coordinator-stopping", "The coordinator is stopping.", "Try again.")
 
     def _give_up(self, error: SecaggError) -> None:

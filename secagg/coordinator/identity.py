@@ -49,7 +49,7 @@ def caller(
         )
     except CredentialError as error:
         kind = RoleRefused if error.code in _KNOWN_BUT_REFUSED else IdentityRefused
-        raise kind(error.code, error.observed, error.remedy) from None
+        raise kind(error.code, error.observed, error.remedy) from None  # CHECK: caller-identity
     return identity
 
 
@@ -59,7 +59,7 @@ def check_role(identity: Identity, role: Role) -> None:
     Raises:
         RoleRefused: it is for those of another role.
     """
-    if identity.role is not role:
+    if identity.role is not role:  # CHECK: identity-role
         raise RoleRefused("identity-role", f"This service is for certificates of role {role}.")
 
 

@@ -109,7 +109,7 @@ class KeyDesk:
             return box
         asked = self._asked.setdefault(silo, set())
         if request.ephemeral not in asked:
-            if len(asked) >= MAX_REQUESTS:
+            if len(asked) >= MAX_REQUESTS:  # CHECK: key-requests-bound
                 raise QuotaExceeded("key-requests", f"{silo} asked for this key too often.")
             asked.add(request.ephemeral)
             self._boxes.pop(silo, None)
@@ -153,15 +153,15 @@ class KeyDesk:
             Conflict: another key was announced.
             FaultyClient: another silo was asked, or the members are not the session's.
         """
-        if key.epoch != self.epoch:
+        if key.epoch != self.epoch:  # CHECK: announced-epoch
             raise _stale(self.key, self.epoch)
         if self.key is not None:
-            if key != self.key:
+            if key != self.key:  # CHECK: announced-once
                 raise Conflict(silo, "key-announced", "Another key of this epoch was announced.")
             return False
-        if self._maker != silo:
+        if self._maker != silo:  # CHECK: announced-maker
             raise FaultyClient(silo, "key-maker", f"{silo} was not asked to make the key.")
-        if set(members) != set(present):
+        if set(members) != set(present):  # CHECK: announced-members
             raise FaultyClient(
                 silo, "key-members", "The key was made for others than the session's silos."
             )
@@ -173,7 +173,7 @@ class KeyDesk:
         Raises:
             StaleKey: what this silo has is not the current key.
         """
-        self.check(key)
+        self.check(key)  # CHECK: key-requests-current
         return [wish.request for name, wish in self._wishes.items() if name != silo]
 
     def put(self, box: KeyBox) -> None:
@@ -186,7 +186,7 @@ class KeyDesk:
         Raises:
             StaleKey: it is of another key than the current one.
         """
-        self.check(KeyName(box.epoch, box.key_id))
+        self.check(KeyName(box.epoch, box.key_id))  # CHECK: key-box-current
         wish = self._wishes.get(box.recipient)
         if wish is None or wish.request.ephemeral != box.recipient_ephemeral:
             return
@@ -228,7 +228,7 @@ class KeyDesk:
         Raises:
             StaleKey: it is not.
         """
-        if key is None or key != self.key:
+        if key is None or key != self.key:  # CHECK: key-current
             raise _stale(self.key, self.epoch)
 
     # What time and membership do.

@@ -30,9 +30,10 @@ class Limits:
         max_metadata_bytes: request headers larger than this are refused.
         max_weights_bytes: greatest size of a task's initial weights, and of a checkpoint.
         max_sessions: sessions kept at once; the oldest that is over makes room for a new one.
-        max_spool_bytes: disk for uploads, weights, checkpoints and sums of all sessions together. A
-            new upload that would go beyond is refused until a round ends or a session goes. Sums
-            are always written: a round frees more than its sum takes.
+        max_spool_bytes: disk for uploads, weights, checkpoints and sums of all sessions together.
+            For a new upload that would go beyond, the oldest sessions that are over are forgotten;
+            if that is not enough, it is refused until a round or a session ends. Sums of active
+            sessions stay, and are always written: a round frees more than its sum takes.
         max_connections: connections and handshakes at once; more are closed as they come. A silo
             has one in every session, so let it exceed sessions times silos. It bounds file
             descriptors and the memory of idle connections, about 75 KiB each.

@@ -97,6 +97,7 @@ class _Retrace:
             case "ended":
                 self._session.state = State(record.ended.state)
             case _:
+                # CHECK: retrace-created-once
                 raise damaged(f"session {self._session.config.name} was created twice")
 
     def _task(self, opened: pb.TaskOpened) -> None:
@@ -124,7 +125,7 @@ class _Retrace:
         keys = self._session.keys
         if descriptor.key != (keys.key if keys else None):  # CHECK: retrace-descriptor-key
             raise damaged(f"an attempt of session {self._session.config.name} has another key")
-        self._check_origin(
+        self._check_origin(  # CHECK: retrace-descriptor-origin
             found == expected,
             SIGN_DESCRIPTOR,
             transcript.round_transcript(descriptor),
@@ -155,6 +156,7 @@ class _Retrace:
     ) -> None:
         """Return if a signed record is of this very coordinator and of this version's making."""
         try:
+            # CHECK: retrace-signature
             verify(self._session.means.identity.public, kind, tau, body, signature)
         except MalformedMessage:
             same = False
@@ -193,6 +195,7 @@ class _Retrace:
         stored.open(self._session.means.disk, self._session.sum_name(result.round))
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
         same = (result.round, result.base) == (self._session.round, self._session.base(result.task))
+        # CHECK: retrace-result-origin
         self._check_origin(same, SIGN_RESULT, tau4, result.body(), result.signature)
         self._session.note_result(result, stored)
         self._session.end_if_done()

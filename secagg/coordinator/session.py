@@ -152,10 +152,10 @@ class Session(Standing):
             NotFound: the session has no such task.
             SessionEnded: the task is not open, and the session is over.
         """
-        self._check_task(task)
+        self._check_task(task)  # CHECK: open-task-known
         if task in self.tasks:
             return self.tasks[task].signed
-        self._check_active()
+        self._check_active()  # CHECK: open-task-active
         if task not in self._proposals:  # ``tick`` takes it from a proposer that is late
             self._proposals[task] = Proposal(silo, now + PROPOSAL_SECONDS)
         return self._proposals[task].proposer == silo
@@ -170,19 +170,19 @@ class Session(Standing):
             SessionEnded: the session is over.
         """
         name = signed.opening.task
-        self._check_task(name)
+        self._check_task(name)  # CHECK: proposed-task-known
         if name in self.tasks:
             if self.tasks[name].signed != signed:  # CHECK: task-open-conflict
                 raise Conflict(silo, "task-open", f"Task {name} is open already.")
             return
-        self._check_active()
+        self._check_active()  # CHECK: propose-active
         proposal = self._proposals.get(name)
         if (
             proposal is None or proposal.proposer != silo or signed.proposer != silo
         ):  # CHECK: task-proposer
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {name}.")
         with _signed_by(silo):
-            signed.verify(self._key_of(silo), self._opening_transcript)
+            signed.verify(self._key_of(silo), self._opening_transcript)  # CHECK: proposal-signature
         if bool(signed.sealed_digest) != self._weights_are_sealed(signed):  # CHECK: weights-sealed
             raise FaultyClient(
                 silo, "weights-sealed", "Initial weights are sealed where the session seals."
@@ -229,8 +229,8 @@ class Session(Standing):
             QuotaExceeded: they are larger than this coordinator takes, or ``check_room``.
             SessionEnded: the session is over.
         """
-        self._check_active()
-        self._check_task(task)
+        self._check_active()  # CHECK: weights-active
+        self._check_task(task)  # CHECK: weights-task-known
         proposal = self._proposals.get(task)
         if proposal is None or proposal.proposer != silo:  # CHECK: weights-proposer
             raise FaultyClient(silo, "task-proposer", f"{silo} was not asked to open task {task}.")
@@ -238,7 +238,7 @@ class Session(Standing):
             raise QuotaExceeded("weights-size", f"Initial weights of {total} bytes are too large.")
         proposal.deadline = now + PROPOSAL_SECONDS  # it is at work
         if proposal.upload is None or proposal.upload.total != total:
-            self._check_room(silo, total)
+            self._check_room(silo, total)  # CHECK: weights-room
             proposal.upload = self._upload(self.weights_name(task), total, proposal.upload)
         return proposal.upload
 
@@ -254,6 +254,7 @@ class Session(Standing):
         if not desk.knows(request):
             with _signed_by(silo):
                 key = self._key_of(silo)
+                # CHECK: coordinator-key-request-signature
                 verify(key, SIGN_KEY_REQUEST, tau, request.body(), request.signature)
         return desk.ask(request, now)
 
@@ -308,7 +309,7 @@ class Session(Standing):
             FaultyClient: nobody could ever give that.
         """
         self._desk(silo)
-        self._check_task(task)
+        self._check_task(task)  # CHECK: wish-task-known
         silos = set(self.config.silos)
         possible = 0 <= results < self.released(task) and 1 <= need < len(silos)
         if not (possible and silos >= set(refused)):  # CHECK: checkpoint-wish
@@ -331,11 +332,11 @@ class Session(Standing):
                 ``check_room``.
         """
         self._desk(silo)
-        self._check_task(task)
+        self._check_task(task)  # CHECK: upload-task-known
         if not 0 < total <= self.means.limits.max_weights_bytes:  # CHECK: offered-size
             raise QuotaExceeded("checkpoint-size", f"A checkpoint of {total} bytes is too large.")
         if self._bridges.begins(silo, task, digest, total):
-            self._check_room(silo, total)
+            self._check_room(silo, total)  # CHECK: checkpoint-room
         return self._bridges.upload(silo, task, digest, total, now)
 
     def offer_checkpoint(self, silo: SiloId, checkpoint: SignedCheckpoint) -> None:
@@ -346,8 +347,9 @@ class Session(Standing):
             FaultyClient: not signed by it, after more results than there are, or not complete.
         """
         self._desk(silo)
-        self._check_task(checkpoint.task)
+        self._check_task(checkpoint.task)  # CHECK: offer-task-known
         with _signed_by(silo):
+            # CHECK: coordinator-checkpoint-signature
             checkpoint.verify(self._key_of(silo), self._opening_transcript)
         if checkpoint.results > self.released(checkpoint.task):  # CHECK: offered-results
             raise FaultyClient(silo, "checkpoint-results", "There are not so many results.")
@@ -365,7 +367,7 @@ class Session(Standing):
         return self.blob(offer.name, offer.stored)
 
     def _desk(self, silo: SiloId) -> KeyDesk:
-        self._check_active()
+        self._check_active()  # CHECK: keys-active
         if self.keys is None:  # CHECK: session-seals
             raise FaultyClient(silo, "key-unused", "This session's updates are not sealed.")
         return self.keys
@@ -402,7 +404,7 @@ class Session(Standing):
             SessionEnded: the task has released all its results, or the session is over.
             NotFound: the task is not open.
         """
-        self._check_active()
+        self._check_active()  # CHECK: ready-active
         if task not in self.tasks:  # CHECK: ready-task-open
             raise NotFound("task-closed", f"Task {task} has not been opened.")
         if self.released(task) >= self.config.task(task).rounds:  # CHECK: ready-task-done
@@ -413,7 +415,7 @@ class Session(Standing):
                 f"The update for {task} is not on the session's current base.",
                 "Fetch the signed results that are missing, apply them and train again.",
             )
-        self._check_key(key)
+        self._check_key(key)  # CHECK: ready-key
         if self.ready_for.get(silo) != task:
             self._count_change(silo)
             self.note_ready(silo, task, now)
@@ -421,7 +423,7 @@ class Session(Standing):
 
     def _check_key(self, key: KeyName | None) -> None:
         if self.keys is not None:
-            self.keys.check(key)
+            self.keys.check(key)  # CHECK: session-key
 
     def _count_change(self, silo: SiloId) -> None:
         """Bound what one silo can write into the journal of one attempt."""
@@ -464,6 +466,7 @@ class Session(Standing):
     def _commit(self, live: Attempt, message: MaskedInput) -> bool:
         """Accept a silo's masked input with the vector that it uploaded."""
         upload = live.uploads.get(message.sender)
+        # CHECK: vector-uploaded
         if upload is None:  # never sent, or received by a process that is gone
             raise FaultyClient(message.sender, "chunk-gap", "The chunk at 0 is missing.")
         with upload.committing() as stored:  # what is summed is what was hashed
@@ -508,7 +511,7 @@ class Session(Standing):
                 silo, "vector-length", f"A vector of {total} bytes is not the task's."
             )
         if silo not in live.uploads:
-            self._check_room(silo, total)
+            self._check_room(silo, total)  # CHECK: vector-room
             live.uploads[silo] = self._upload(self.vector_name(live, silo), total)
         return live.uploads[silo]
 
@@ -602,7 +605,7 @@ class Session(Standing):
             elif seen != Step.LEFT:
                 return live.event(silo, seen)
         if event is None and key is not None:
-            self._check_key(key)
+            self._check_key(key)  # CHECK: next-key
         return event
 
     def sum_blob(self, round_number: int) -> Blob:
@@ -777,7 +780,7 @@ class Session(Standing):
             self._changes.clear()
 
     def _attempt(self, silo: SiloId, round_number: int, attempt: int) -> Attempt:
-        self._check_active()
+        self._check_active()  # CHECK: attempt-active
         if round_number < self.round:  # CHECK: attempt-round-over
             raise TooLate("round-over", f"Round {round_number} has its result.")
         if round_number == self.round and attempt in self.aborts:  # CHECK: attempt-aborted

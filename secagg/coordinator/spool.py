@@ -100,9 +100,9 @@ class Blob:
         if offset % self.chunk_bytes or not 0 <= offset < self.stored.size:  # CHECK: blob-offset
             raise NotFound("chunk-offset", f"No chunk of this blob begins at offset {offset}.")
         chunk = self.disk.view(self.name, offset, self.chunk_bytes)
-        if chunk is None:
+        if chunk is None:  # CHECK: blob-there
             raise NotFound("session-unknown", "The session has been forgotten meanwhile.")
-        self.stored.check(chunk, self.name, offset, self.chunk_bytes)
+        self.stored.check(chunk, self.name, offset, self.chunk_bytes)  # CHECK: blob-chunk-digest
         return chunk
 
 
@@ -161,6 +161,7 @@ class Spooled:
         blob, word = self.blob, self.dtype.itemsize
         for offset in range(start * word, stop * word, blob.chunk_bytes):
             chunk = self.data[offset : offset + blob.chunk_bytes]
+            # CHECK: spooled-chunk-digest
             blob.stored.check(chunk, blob.name, offset, blob.chunk_bytes)
             for at in range(0, min(len(chunk), stop * word - offset), PIECE_BYTES):
                 end = min(at + PIECE_BYTES, stop * word - offset)

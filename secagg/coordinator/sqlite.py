@@ -223,11 +223,12 @@ class SqliteJournal:
     def load(self) -> dict[bytes, list[bytes]]:
         """Return all records, by session in order of creation, each session's in order."""
         with self._lock:
-            self._check_usable()
+            self._check_usable()  # CHECK: journal-usable-load
             with self._translated(), self._reading.begin() as connection:
                 found = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
-                if found != ["ok"]:
+                if found != ["ok"]:  # CHECK: journal-integrity
                     raise self._damaged(f"SQLite finds in it: {'; '.join(map(str, found[:3]))}")
+                # CHECK: journal-since-opened
                 if self._stored(connection) != (self._seal, self._heads):
                     raise self._damaged("its chains do not end as they did when it was opened")
                 return self._verified(connection.execute(_GET_RECORDS))
@@ -300,13 +301,13 @@ class SqliteJournal:
     def _compare(self, seal: _Seal) -> None:
         anchor = self._anchor()
         if anchor is None:
-            if seal.commits:
+            if seal.commits:  # CHECK: journal-anchor-there
                 raise self._damaged(f"{ANCHOR} beside it is gone")
         elif anchor[0] > seal.commits:
-            raise self._damaged(
+            raise self._damaged(  # CHECK: journal-anchor-behind
                 f"it ends after {seal.commits} commits, and {ANCHOR} beside it counts {anchor[0]}"
             )
-        elif anchor[0] == seal.commits and anchor[1] != seal.hash:
+        elif anchor[0] == seal.commits and anchor[1] != seal.hash:  # CHECK: journal-anchor-same
             raise self._damaged(f"it is not the one that {ANCHOR} beside it belongs to")
 
     def _revision(self, connection: sa.Connection) -> int:
@@ -318,9 +319,9 @@ class SqliteJournal:
             return 0
         number = int(connection.exec_driver_sql("PRAGMA user_version").scalar_one())
         names = connection.exec_driver_sql("SELECT version_num FROM alembic_version")
-        if number < 1 or names.scalars().all() != [_name(number)]:
+        if number < 1 or names.scalars().all() != [_name(number)]:  # CHECK: journal-revision
             raise self._damaged("the revision of its schema cannot be told")
-        if number > REVISION:
+        if number > REVISION:  # CHECK: journal-revision-known
             raise ConfigError(
                 "journal-version",
                 f"{self._path} has revision {number} of the schema; this version of secagg knows"
@@ -350,7 +351,7 @@ class SqliteJournal:
             return None
         slots = [data[at : at + _SLOT_BYTES] for at in (0, _SLOT_BYTES)]
         whole = [found for slot in slots if (found := _read_slot(slot)) is not None]
-        if len(data) != 2 * _SLOT_BYTES or not whole:
+        if len(data) != 2 * _SLOT_BYTES or not whole:  # CHECK: journal-anchor-whole
             raise self._damaged(f"{ANCHOR} beside it is not what was written")
         return max(whole)
 
@@ -361,7 +362,7 @@ class SqliteJournal:
             heads.setdefault(head.session_id, []).append(head)
         seals = connection.execute(_GET_SEAL).all()
         seal = _Seal(seals[0].commits if seals else 0, sum(head.number() for head in rows) % _SUMS)
-        if len(seals) != 1 or seals[0].hash != seal.hash:
+        if len(seals) != 1 or seals[0].hash != seal.hash:  # CHECK: journal-seal
             raise self._damaged("its chains do not end with what was written")
         return seal, {name: (both[0], both[1]) for name, both in heads.items()}
 
@@ -370,17 +371,17 @@ class SqliteJournal:
         last = {name: both[0].born for name, both in self._heads.items()}
         records: dict[bytes, list[bytes]] = {name: [] for name in self._heads}
         for seq, name, lasting, link, record in rows:
-            if name not in ends or lasting not in (0, 1):
+            if name not in ends or lasting not in (0, 1):  # CHECK: journal-record-session
                 raise self._damaged(f"its record {seq} belongs to no session", name)
             ends[name][lasting] = ends[name][lasting].after(seq, record)
-            if ends[name][lasting].hash != link:
+            if ends[name][lasting].hash != link:  # CHECK: journal-record-link
                 raise self._damaged(
                     f"its record {seq} is not what was written, or not after what it followed", name
                 )
             records[name].append(record)
             last[name] = seq
         for name, both in self._heads.items():
-            if tuple(ends[name]) != both:
+            if tuple(ends[name]) != both:  # CHECK: journal-record-last
                 raise self._damaged(f"a record is gone; the last one there is {last[name]}", name)
         return records
 
@@ -402,7 +403,7 @@ class SqliteJournal:
     def _changing(self) -> Iterator[None]:
         """Hold the journal; unless all goes well, it takes no more."""
         with self._lock:
-            self._check_usable()
+            self._check_usable()  # CHECK: journal-usable-change
             self._usable = False
             try:
                 yield
@@ -418,12 +419,12 @@ class SqliteJournal:
             code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
             if code & 0xFF in _MACHINE:
                 raise self._failed(error) from None
-            raise self._damaged(f"SQLite says: {error.orig}") from None
+            raise self._damaged(f"SQLite says: {error.orig}") from None  # CHECK: journal-sqlite
         except UnicodeDecodeError:  # SQLite quotes the damage
-            raise self._damaged("SQLite cannot say how") from None
+            raise self._damaged("SQLite cannot say how") from None  # CHECK: journal-sqlite-text
 
     def _check_usable(self) -> None:
-        if not self._usable:
+        if not self._usable:  # CHECK: journal-usable
             raise StorageFailed(
                 "storage-failed",
                 f"{self._path} was closed, or an earlier write to it failed.",

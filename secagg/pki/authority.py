@@ -209,7 +209,7 @@ class Authority:
         with locked(self.directory):
             manifest = self.manifest
             serials = self._log().serials(role, name)
-            if not set(serials) - set(manifest.revoked):
+            if not set(serials) - set(manifest.revoked):  # CHECK: revoked-known
                 raise CredentialError(
                     "member-unknown",
                     f"There is no {role} {name!r} with a certificate to revoke.",

@@ -132,7 +132,7 @@ def _read(path: Path, forbidden: int, mode: str) -> bytes:
     # O_NONBLOCK: a FIFO in the place of a key must not hang the reader.
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        if path.is_symlink():
+        if path.is_symlink():  # CHECK: file-symlink
             raise _refused(path, "is a symbolic link", "Put the file itself there.")
         _check_directory(path.parent)  # CHECK: file-directory
         descriptor = os.open(path, flags)

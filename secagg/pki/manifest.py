@@ -115,7 +115,7 @@ class SignedManifest:
             # CHECK: manifest-signature
             key.verify(self.signature, _signed_bytes(self.manifest), ec.ECDSA(hashes.SHA256()))
         except InvalidSignature:
-            raise CredentialError(
+            raise CredentialError(  # CHECK: manifest-signature-refused
                 "manifest-signature",
                 "The manifest is not signed by the consortium's authority.",
                 "Whoever handed it over cannot change the membership; ask the admin for it.",

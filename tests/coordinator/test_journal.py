@@ -311,6 +311,36 @@ def test_what_is_missing_or_changed_is_named(
         stored(copy)
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("sql = 'CREATE INDEX records_of ON records (hash)'", r"SQLite finds in it: .*records_of"),
+        ("sql = '', name = CAST(x'ff' AS TEXT)", "SQLite cannot say how"),
+    ],
+)
+def test_an_index_of_something_else_is_noticed(
+    empty: Path, tmp_path: Path, change: str, says: str
+) -> None:
+    copy = copied(empty, tmp_path / "copy")
+    with opened(copy) as journal:
+        journal.append(SESSIONS[0], b"one")
+    statement = f"UPDATE sqlite_master SET {change} WHERE name = 'records_of'"
+    edited(copy, "PRAGMA writable_schema = ON", statement)
+    with pytest.raises(StorageDamaged, match=says):
+        stored(copy)
+
+
+def test_what_another_has_written_since_it_was_opened_is_noticed(
+    empty: Path, tmp_path: Path
+) -> None:
+    copy = copied(empty, tmp_path / "copy")
+    with opened(copy) as journal:
+        with opened(copy) as another:
+            another.append(SESSIONS[0], b"one")
+        with pytest.raises(StorageDamaged, match="as they did when it was opened"):
+            journal.load()
+
+
 def contents(directory: Path) -> dict[str, bytes]:
     files = (DATABASE, f"{DATABASE}-wal", ANCHOR)
     return {name: (directory / name).read_bytes() for name in files}

@@ -7,10 +7,12 @@ translation of refusals are the product's.
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import grpc
+import tenacity
 from google.protobuf.message import Message
 
 from client_sdk.channel import Channel
@@ -242,6 +244,15 @@ class _Future:
             self._pending.call.hung_up = True
 
 
+class _Closed(threading.Event):
+    """Waits as tenacity sleeps: in the run's time."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        tenacity.nap.sleep(timeout)
+        return self.is_set()
+
+
 class SimChannel(Channel):
     """The SDK's channel over the simulated network."""
 
@@ -253,16 +264,16 @@ class SimChannel(Channel):
         self.witness = witness
         self._address = profile.coordinator
         self._reached = False
-        self._closed = False
+        self._closed = _Closed()
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
 
     def _check_certificate(self) -> None:
-        assert not self._closed
+        assert not self._closed.is_set()
 
     def _take_up_renewal(self) -> None:
-        assert not self._closed
+        assert not self._closed.is_set()
 
     def _pick_up(self, method: str) -> tuple[Any, Any]:
         return None, _Stub(self, method)

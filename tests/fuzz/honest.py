@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -59,7 +60,7 @@ class Rounds:
         stubborn: bool = False,
     ) -> None:
         self._session, self._count, self._stubborn = session, count, stubborn
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
         self._sums: dict[int, bytes] = {}
         self._pool = ThreadPoolExecutor(len(silos), "honest")
         self._work = [self._pool.submit(self._one, *silo) for silo in silos.items()]
@@ -74,6 +75,20 @@ class Rounds:
         for work in self._work:
             if work.done():
                 work.result()
+
+    def reach(self, count: int, seconds: float) -> None:
+        """Wait until so many rounds gave their exact sum.
+
+        Raises:
+            TimeoutError: they do not come, or a silo's own error.
+        """
+        end = time.monotonic() + seconds
+        while self.exact < count:
+            self.check()
+            if time.monotonic() > end:
+                raise TimeoutError(f"{self.exact} of {count} rounds after {seconds} s")
+            with self._changed:
+                self._changed.wait(0.5)
 
     def join(self, seconds: float) -> int:
         """Wait for all silos; returns how many rounds gave their exact sum."""
@@ -106,5 +121,6 @@ class Rounds:
     def _take(self, outcome: Outcome) -> None:
         found = outcome.tensors["x"]
         assert found.tolist() == exact(outcome), (outcome.round, outcome.survivors)
-        with self._lock:
+        with self._changed:
             assert self._sums.setdefault(outcome.round, found.tobytes()) == found.tobytes()
+            self._changed.notify_all()

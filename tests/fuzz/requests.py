@@ -21,6 +21,8 @@ from .mutations import Pool, filled, mutated
 
 SENDERS = frozenset({"sender", "proposer", "silo"})
 """Fields that name who sends a message."""
+NAMES = {api.JoinSessionRequest: "session", api.ShowSessionRequest: "name"}
+"""Fields that name a session."""
 FIRST = 400
 """Recorded requests of a method that are kept from the beginning."""
 
@@ -88,6 +90,8 @@ class Mutator:
         self._random = Random(seed)
         self._recorder, self._sender = recorder, sender
         self._honest, self._session_ids = honest, session_ids
+        announced = recorder.first["AnnounceKey"]
+        self._keys = [api.AnnounceKeyRequest.FromString(data).key for data in announced]
         self._pool = Pool()
         for name, calls in recorder.first.items():
             for data in calls:
@@ -116,19 +120,25 @@ class Mutator:
         return self._admitted(mutated(kind, data, self._pool, random), kind)
 
     def _admitted(self, data: bytes, kind: type[Message]) -> bytes:
-        """Mostly, have a request name a session that there is and its own sender.
+        """Mostly, have a request name a session that there is, its own sender, and a key.
 
         Else nearly all would be refused at the door.
         """
-        random = self._random
-        if random.random() < 0.2 or "session_id" not in kind.DESCRIPTOR.fields_by_name:
-            return data
+        random, fields = self._random, kind.DESCRIPTOR.fields_by_name
         try:
             message: Any = kind.FromString(data)
         except DecodeError:
             return data
+        if random.random() < 0.2:
+            return data
+        if kind in NAMES:
+            setattr(message, NAMES[kind], random.choice(sorted(self._honest)))
+        if "session_id" not in fields:
+            return bytes(message.SerializeToString())
         if message.session_id not in self._session_ids:
             message.session_id = random.choice(self._session_ids)
+        if "key" in fields and self._keys and random.random() < 0.5:
+            message.key.CopyFrom(random.choice(self._keys))
         for held, inner in message.ListFields():
             if held.message_type is not None and not held.is_repeated:
                 for name in SENDERS & set(held.message_type.fields_by_name.keys()):

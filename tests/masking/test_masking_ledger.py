@@ -193,3 +193,12 @@ def test_epochs_never_decrease_and_each_has_one_key(taken: list[tuple[int, bytes
             assert allowed
             seen.append(KeyName(epoch, key_id))
         assert book.newest_key(SESSION_ID) == seen[-1]
+
+
+def test_another_update_on_a_joined_base_is_refused(memory: MemoryLedger) -> None:
+    """An attempt that was joined may have been opened without this silo's hearing of it."""
+    first = replace(JOINED, update=b"5" * 32)
+    memory.record(first)
+    other = replace(first, attempt=first.attempt + 1, update=b"6" * 32)
+    check_refused(memory, other, "differencing-update", PolicyRefused)
+    memory.record(replace(other, update=first.update))

@@ -10,10 +10,11 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.mutants.marks import find
+from tests.mutants.marks import Mark, find
 from tests.mutants.runs import BaselineFailed, Fate, Suite, Verdict, judge, refusals, rush
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,14 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(marks)} checks; the suite passes in {time.monotonic() - began:.0f} s", flush=True)
     chosen = [mark for mark in marks if not options.only or mark.name in options.only]
     killers = rush(suite, {m.name: known[m.name] for m in chosen if m.name in known}, options.jobs)
-    verdicts = [
-        _told(
-            Verdict(mark, Fate.KILLED, killers[mark.name])
-            if mark.name in killers
-            else judge(suite, mark, known.get(mark.name, ()))
-        )
-        for mark in chosen
-    ]
+
+    def verdict(mark: Mark) -> Verdict:
+        if mark.name in killers:
+            return Verdict.killed(mark, killers[mark.name])
+        return judge(suite, mark, known.get(mark.name, ()))
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        verdicts = [_told(found) for found in pool.map(verdict, chosen)]
     if options.json:
         options.json.write_text(json.dumps([asdict(v) for v in verdicts], default=str, indent=1))
     return _summary(verdicts, time.monotonic() - began)
@@ -74,8 +75,10 @@ def _told(verdict: Verdict) -> Verdict:
 
 def _summary(verdicts: Sequence[Verdict], seconds: float) -> int:
     """Print how many there are of each fate, and all that are no good; return the exit status."""
-    left = [verdict for verdict in verdicts if verdict.fate is not Fate.KILLED]
-    print(f"\n{len(verdicts)} mutants in {seconds:.0f} s: {len(verdicts) - len(left)} killed")
+    left = [verdict for verdict in verdicts if not verdict.good]
+    crashed = sum(verdict.fate is Fate.CRASHED for verdict in verdicts)
+    killed = len(verdicts) - len(left) - crashed
+    print(f"\n{len(verdicts)} mutants in {seconds:.0f} s: {killed} killed, {crashed} crashed")
     for verdict in left:
         print(f"{verdict.fate}: {verdict.mark}")
     print("Survivors: " + (str(len(left)) if left else "none"))

@@ -30,7 +30,9 @@ class Order:
     Args:
         packages: their names.
         without: the check to leave out.
-        log: where a check writes its name and the test in which it refused something.
+        log: where a check writes its name, the test in which it refused something, and whether
+            that was in the test's process, ``here``. ``elsewhere`` it is the test that started the
+            process, which may serve others of its module, too.
     """
 
     packages: tuple[str, ...]
@@ -70,7 +72,7 @@ class _Checks:
 
     def refused(self, name: str) -> None:
         test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
-        line = f"{name}\t{test}\n"
+        line = f"{name}\t{test}\t{'here' if '_pytest' in sys.modules else 'elsewhere'}\n"
         if line not in self._known:
             self._known.add(line)
             with open(self._order.log, "a") as log:

@@ -31,11 +31,20 @@ class BadMark(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One check: its name, and where it stands."""
+    """One check: its name, and where it stands.
+
+    Args:
+        name: of the check.
+        path: of its module, below the root.
+        line: of its statement.
+        lone: it is a ``raise`` that no ``if`` leads to, in an ``except``, say. What follows has
+            nothing to go on with, so that without it nearly any test that gets there crashes.
+    """
 
     name: str
     path: Path
     line: int
+    lone: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.name}"
@@ -63,12 +72,19 @@ def marks_of(source: str, path: Path) -> list[Mark]:
     Raises:
         BadMark: one is malformed, or stands at no removable statement.
     """
-    marks = [Mark(name, path, line) for line, name in _named_lines(source, path)]
-    if marks:
-        heads = _heads(ast.parse(source))
-        for mark in marks:
-            if not _is_removable(heads.get(mark.line)):
-                raise BadMark(f"{mark} stands at no statement that could be left out")
+    named = _named_lines(source, path)
+    if not named:
+        return []
+    tree = ast.parse(source)
+    heads = _heads(tree)
+    guarded = {inner for node in ast.walk(tree) if isinstance(node, ast.If) for inner in node.body}
+    marks = []
+    for line, name in named:
+        check = heads.get(line)
+        mark = Mark(name, path, line, isinstance(check, ast.Raise) and check not in guarded)
+        if not _is_removable(check):
+            raise BadMark(f"{mark} stands at no statement that could be left out")
+        marks.append(mark)
     return marks
 
 

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -25,6 +25,7 @@ from tests.mutants.outcomes import OPTION
 _A_FEW = 8
 """Tests that a mutant meets in a fork: nearly always one of them kills it."""
 _WHOLE_SUITE_S = 3600.0
+_CONTROL_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +48,14 @@ class BaselineFailed(Exception):
 
 
 class Fate(StrEnum):
-    """What became of a mutant. Only the first is good."""
+    """What became of a mutant. Only the first two are good."""
 
     KILLED = "killed"
+    CRASHED = "crashed"
+    """Killed, but its mark is a lone ``raise``: a test got there, and hardly needed to look."""
     SURVIVED = "survived"
     BROKEN = "broken"
-    """The tests could not be run: the mutant cannot be imported, most likely."""
+    """The tests could not be run, or the one that failed fails with all checks in place, too."""
     HUNG = "hung"
     """The tests did not come to an end: perhaps noticed, perhaps not."""
 
@@ -64,6 +67,16 @@ class Verdict:
     mark: Mark
     fate: Fate
     why: str
+
+    @classmethod
+    def killed(cls, mark: Mark, killer: str) -> Verdict:
+        """The verdict on a mutant that a sound test has killed."""
+        return cls(mark, Fate.CRASHED if mark.lone else Fate.KILLED, killer)
+
+    @property
+    def good(self) -> bool:
+        """Whether a test notices."""
+        return self.fate in (Fate.KILLED, Fate.CRASHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,8 @@ def refusals(suite: Suite, jobs: int) -> dict[str, list[str]]:
     """Run the suite with all checks watched.
 
     Returns:
-        For each check that refused something, the tests in which it did, quickest first.
+        For each check that refused something, the tests in which it did, quickest first; if it was
+        in a process that a test had started, the others of its module after them.
 
     Raises:
         BaselineFailed: a test failed.
@@ -91,12 +105,26 @@ def refusals(suite: Suite, jobs: int) -> dict[str, list[str]]:
         run = _pytest(suite, order, split, suite.tests, _WHOLE_SUITE_S)
         if run.code != 0:
             raise BaselineFailed("\n".join(run.failed) or run.output)
-        found = defaultdict(set)
-        for line in log.read_text().splitlines():
-            name, _, test = line.partition("\t")
-            if test in run.seconds:
-                found[name].add(test)
-    return {name: sorted(tests, key=run.seconds.__getitem__) for name, tests in found.items()}
+        lines = {tuple(line.split("\t")) for line in log.read_text().splitlines()}
+    return _noticing(lines, run.seconds)
+
+
+def _noticing(
+    lines: Iterable[tuple[str, ...]], seconds: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """Return each check's tests: those in which it refused, then others that it may have served."""
+    near, far = defaultdict(set), defaultdict(set)
+    for name, test, where in lines:
+        if test in seconds:
+            near[name].add(test)
+        if where == "elsewhere":
+            module = test.partition("::")[0] + "::"
+            far[name] |= {other for other in seconds if other.startswith(module)}
+    by_time = seconds.__getitem__
+    return {
+        name: sorted(near[name], key=by_time) + sorted(far[name] - near[name], key=by_time)
+        for name in near.keys() | far.keys()
+    }
 
 
 def rush(suite: Suite, tests: Mapping[str, Sequence[str]], jobs: int) -> dict[str, str]:
@@ -108,16 +136,16 @@ def rush(suite: Suite, tests: Mapping[str, Sequence[str]], jobs: int) -> dict[st
         jobs: processes at a time.
 
     Returns:
-        For each mutant that a test has killed, the test.
+        For each mutant that a test has killed, the test; it passes where nothing is left out.
     """
     names = sorted(tests)
     plans = [{name: tests[name][:_A_FEW] for name in names[job::jobs]} for job in range(jobs)]
     with ThreadPoolExecutor(jobs) as pool:
         found = list(pool.map(lambda plan: _forked(suite, plan), filter(None, plans)))
-    return {name: killer for killers in found for name, killer in killers.items() if killer}
+    return {name: killer for killers in found for name, killer in killers.items()}
 
 
-def _forked(suite: Suite, plan: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+def _forked(suite: Suite, plan: Mapping[str, Sequence[str]]) -> dict[str, str]:
     files = sorted({test.partition("::")[0] for tests in plan.values() for test in tests})
     with TemporaryDirectory() as folder:
         wanted, killers = Path(folder) / "plan", Path(folder) / "killers"
@@ -126,7 +154,7 @@ def _forked(suite: Suite, plan: Mapping[str, Sequence[str]]) -> dict[str, str | 
         run = _pytest(suite, Order(suite.packages), options, files, _WHOLE_SUITE_S)
         if run.code != 0:
             raise BaselineFailed(run.output)
-        found: dict[str, str | None] = json.loads(killers.read_text())
+        found: dict[str, str] = json.loads(killers.read_text())
     return found
 
 
@@ -139,7 +167,11 @@ def judge(suite: Suite, mark: Mark, tests: Sequence[str]) -> Verdict:
     if run.code is None:
         return Verdict(mark, Fate.HUNG, f"among {', '.join(tests)}")
     if run.failed:
-        return Verdict(mark, Fate.KILLED, run.failed[0])
+        killer = run.failed[0]
+        control = _pytest(suite, Order(suite.packages), [], [killer], _CONTROL_S)
+        if control.code != 0:
+            return Verdict(mark, Fate.BROKEN, f"{killer} fails with all checks in place, too")
+        return Verdict.killed(mark, killer)
     if run.code != 0:
         return Verdict(mark, Fate.BROKEN, run.output[-2000:])
     return Verdict(mark, Fate.SURVIVED, f"all of these pass without it: {', '.join(tests)}")
@@ -152,7 +184,7 @@ def _pytest(
         outcomes, names = Path(folder) / "outcomes", Path(folder) / "tests"
         names.write_text("\n".join(tests))
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider"]
-        command += ["-c", "pyproject.toml"]
+        command += ["-c", "pyproject.toml", "-p", "tests.mutants.patience"]
         command += ["-p", "tests.mutants.outcomes", OPTION, str(outcomes), *options, f"@{names}"]
         environment = order.environment() | {"HYPOTHESIS_STORAGE_DIRECTORY": folder}
         try:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.mutants.__main__ import PACKAGES, ROOT
 from tests.mutants.marks import CHECKS, BadMark, Mark, find, marks_of, rewritten
-from tests.mutants.runs import BaselineFailed, Fate, Suite, judge, refusals, rush
+from tests.mutants.runs import BaselineFailed, Fate, Suite, Verdict, judge, refusals, rush
 
 HERE = Path("bank.py")
 BANK = """\
@@ -56,9 +56,27 @@ def test_refused_elsewhere():
     assert subprocess.run([sys.executable, "-c", program], stderr=subprocess.DEVNULL).returncode
 """
 
+MOODY = """\
+import pytest
+
+from bank.till import withdraw
+
+seen = []
+
+
+def test_first():
+    seen.append(1)
+
+
+def test_second():
+    with pytest.raises(ValueError):
+        withdraw(3, 0)
+    assert seen
+"""
+
 
 def test_the_product_has_marks_and_each_could_go() -> None:
-    assert len(find(ROOT, PACKAGES)) >= 60
+    assert len(find(ROOT, PACKAGES)) >= 575
 
 
 @pytest.mark.parametrize(
@@ -85,6 +103,13 @@ def test_a_name_is_given_once(tmp_path: Path) -> None:
         (tmp_path / "bank" / file).write_text("check()  # CHECK: same\n")
     with pytest.raises(BadMark, match=r"two\.py:1: same is the name of .*one\.py:1"):
         find(tmp_path, ["bank"])
+
+
+def test_a_raise_that_no_condition_leads_to_is_told_apart() -> None:
+    source = "try:\n    x()\nexcept E:\n    raise F  # CHECK: alone\n"
+    source += "if y:\n    raise G  # CHECK: guarded\nif z:  # CHECK: condition\n    raise H\n"
+    fates = {mark.name: Verdict.killed(mark, "a test").fate for mark in marks_of(source, HERE)}
+    assert fates == {"alone": Fate.CRASHED, "guarded": Fate.KILLED, "condition": Fate.KILLED}
 
 
 class Checks:
@@ -134,17 +159,28 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Suite:
 
 def test_a_survivor_is_told_from_a_check_that_tests_hold(bank: Suite) -> None:
     known = refusals(bank, jobs=1)
+    first, *others = known.pop("whole")  # in a process that others might have used as well
+    assert (first, len(others)) == ("test_bank.py::test_refused_elsewhere", 3)
     assert known == {
         "covered-early": ["test_bank.py::test_refused[4]"],
         "positive": ["test_bank.py::test_refused[0]"],
-        "whole": ["test_bank.py::test_refused_elsewhere"],
     }
+    known["whole"] = [first]
     assert rush(bank, known, jobs=1) == {
         "positive": "test_bank.py::test_refused[0]",
         "whole": "test_bank.py::test_refused_elsewhere",
     }
     fates = [judge(bank, mark, known.get(mark.name, ())).fate for mark in find(bank.root, ["bank"])]
     assert fates == [Fate.SURVIVED, Fate.KILLED, Fate.SURVIVED, Fate.KILLED]
+
+
+def test_a_test_that_fails_by_itself_kills_nobody(bank: Suite) -> None:
+    (bank.root / "test_moody.py").write_text(MOODY)
+    suite = Suite(bank.root, bank.packages, ("test_moody.py",))
+    killer = "test_moody.py::test_second"
+    assert refusals(suite, jobs=1) == {"positive": [killer]}
+    assert rush(suite, {"positive": [killer]}, jobs=1) == {}
+    assert judge(suite, Mark("positive", Path("bank/till.py"), 6), [killer]).fate is Fate.BROKEN
 
 
 def test_what_cannot_be_run_is_not_called_killed(bank: Suite) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secagg.config import Protection
@@ -27,6 +28,8 @@ PLANTS = {
     "base64+2": base64.b64encode(b"??" + SECRET),
     "base64url+0": base64.urlsafe_b64encode(SECRET),
     "list": str(list(SECRET)).encode(),
+    "compact list": json.dumps(list(SECRET), separators=(",", ":")).encode(),
+    "numpy": str(np.frombuffer(SECRET, np.uint8)).encode(),
     "Python": repr(SECRET).encode(),
     "Python in JSON": json.dumps({"event": f"got {SECRET!r}"}).encode(),
     "JSON": json.dumps(SECRET.decode("latin-1")).encode(),
@@ -46,6 +49,9 @@ KINDS = {
     "shamir-coefficient",
     "share",
     "tensor",
+    "weight",
+    "metric",
+    "model",
 }
 """What the prelude has to see in a masked run; a function that moves would go unseen otherwise."""
 
@@ -93,7 +99,7 @@ def test_nothing_is_found_in_a_run_and_every_plant_is(tmp_path: Path) -> None:
     revealed = 2 * (3 * 4 + 3 * 4 + 3 * 4)  # three holders at least, of four silos, with salts
     assert clean.allowed["wire/unmasking"] >= revealed
     assert all(any(path.stat().st_size for path in p.rglob("*")) for p in run.places.values())
-    planted = _plant(run)
+    planted = _plant(run) | _plant_updates(run)
     assert {finding.place for finding in run.search().findings} == planted
 
 
@@ -117,6 +123,33 @@ def _plant(run: Run) -> set[str]:
         for path in plants
         if path.is_relative_to(place)
     }
+
+
+def _plant_updates(run: Run) -> set[str]:
+    """Leave updates where they lay once, for longer than they may, and in a file's name; where."""
+    disk = run.places["disk"]
+    first, name = _of_update(run, 1), f"{_of_kind(run, 'derived/self').hex()}.tmp"
+    late = [
+        f"{moment}/{silo}/state/sessions/0/update-0.safetensors"
+        for moment in ("silo-killed", "coordinator-killed", "end")
+        for silo in ("a", "b")
+    ]
+    for path in late:
+        (disk / path).parent.mkdir(parents=True)
+        (disk / path).write_bytes(first)
+    (disk / "end" / name).touch()
+    return {*(f"disk/{path}" for path in late), "disk (names)"}
+
+
+def _of_update(run: Run, number: int) -> bytes:
+    """A number of an update of silos a and b, as each would keep it."""
+    found = [
+        value
+        for owner in ("a", "b")
+        for value, entry in run.drawn.entries.items()
+        if entry.update_of == {number} and {owner} == entry.owners and "weight" in entry.kinds
+    ]
+    return b" ".join(found)
 
 
 def _of_kind(run: Run, kind: str) -> bytes:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +22,9 @@ import pytest
 
 import client_sdk
 from client_sdk import channel as module
-from client_sdk.channel import Channel, CoordinatorRefused, CoordinatorUnreachable
+from client_sdk.channel import Channel, ChannelClosed, CoordinatorRefused, CoordinatorUnreachable
+from client_sdk.keys import Keeper
+from client_sdk.profile import Profile
 from client_sdk.session import Session
 from client_sdk.transfer import upload
 from secagg.errors import CredentialError, FaultyServer, NotFound, TooLate
@@ -52,11 +56,11 @@ class Fault(grpc.RpcError):
         return self._details
 
     def trailing_metadata(self) -> Any:
-        if self._secagg is None:
+        told = {"secagg-code": self._secagg, "secagg-retry-after-ms": self._retry_after}
+        entries = {key: value for key, value in told.items() if value is not None}
+        if not entries:
             return None
-        entries = {"other": "x", "secagg-code": self._secagg}
-        if self._retry_after is not None:
-            entries["secagg-retry-after-ms"] = self._retry_after
+        entries = {"other": "x", **entries}
         return [SimpleNamespace(key=key, value=value) for key, value in entries.items()]
 
 
@@ -138,9 +142,11 @@ def test_an_unreachable_coordinator_is_given_up(
 
 
 @contextmanager
-def impostor(key: bytes, certificate: bytes, roots: bytes) -> Iterator[str]:
+def impostor(
+    key: bytes, certificate: bytes, roots: bytes, *handlers: grpc.GenericRpcHandler
+) -> Iterator[str]:
     """A server with somebody else's certificate."""
-    server = grpc.server(ThreadPoolExecutor(1))
+    server = grpc.server(ThreadPoolExecutor(1), handlers=handlers)
     credentials = grpc.ssl_server_credentials(
         [(key, certificate)], root_certificates=roots, require_client_auth=True
     )
@@ -267,14 +273,6 @@ def test_a_call_that_a_flooded_coordinator_drops_is_made_again(
     session._past.sync()
 
 
-def test_a_call_that_we_cancel_is_not(session: Session, flaky: list[Fault]) -> None:
-    """Another thread has closed the channel while the call was in flight."""
-    session._channel._closed = True
-    flaky += [Fault(grpc.StatusCode.CANCELLED, "Channel closed!")]
-    with refused(CoordinatorRefused, "cancelled"):
-        session._past.sync()
-
-
 def quota(retry_after: str | None = "5", code: str = "quota-calls") -> Fault:
     return Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too often", code, retry_after)
 
@@ -292,6 +290,38 @@ def test_a_quota_is_not_waited_for_without_end(
     flaky.append(quota())
     with refused(CoordinatorRefused, "quota-calls"):
         session._past.sync()
+
+
+LIMIT = "Concurrent RPC limit exceeded!"
+BUSY = {
+    "quota": quota("5"),
+    "a pause and no code": Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, "", None, "5"),
+    "grpc's limit": Fault(grpc.StatusCode.RESOURCE_EXHAUSTED, LIMIT),
+    "storage": Fault(UNAVAILABLE, "", "storage-busy"),
+}
+
+
+@pytest.mark.parametrize("fault", BUSY.values(), ids=BUSY)
+def test_a_coordinator_that_is_busy_at_first_is_there(
+    federation: Federation, flaky: list[Fault], monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """What it says itself proves that it was reached, however long the pause that it asks for."""
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.0)
+    name = federation.create(make_sum(rounds=1))
+    flaky += [fault] * 2
+    client_sdk.join(name, profile=federation.silo("a")).close()
+
+
+@pytest.mark.parametrize(
+    "fault", [Fault(UNAVAILABLE, LIMIT), Fault(grpc.StatusCode.CANCELLED, "CANCELLED")]
+)
+def test_a_fault_on_the_way_is_no_word_of_the_coordinators(
+    federation: Federation, flaky: list[Fault], monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    monkeypatch.setattr(module, "CONNECT_SECONDS", 0.0)
+    flaky.append(fault)
+    with refused(CoordinatorUnreachable, "coordinator-unreachable"):
+        client_sdk.join("study", profile=federation.silo("a"))
 
 
 @pytest.mark.parametrize(
@@ -422,6 +452,197 @@ def test_a_coordinator_that_goes_away_for_good(
 def test_leaving_a_coordinator_that_is_gone(session: Session, flaky: list[Fault]) -> None:
     flaky.append(Fault(UNAVAILABLE, "gone"))
     session.close()
+
+
+# A channel that is closed.
+
+
+REQUEST = api.ListResultsRequest()
+
+
+def by_call(channel: Channel) -> None:
+    channel.call("ListResults", REQUEST, api.ListResultsReply)
+
+
+def by_each(channel: Channel) -> None:
+    list(channel.each("ListResults", [REQUEST] * 2, api.ListResultsReply))
+
+
+WAYS = pytest.mark.parametrize("ask", [by_call, by_each])
+
+
+@WAYS
+def test_no_call_over_a_closed_channel(
+    session: Session, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Channel], None]
+) -> None:
+    """gRPC is not even asked."""
+    tries: list[str] = []
+    session._channel.close()
+    monkeypatch.setattr(Channel, "_stub", lambda self, method: tries.append(method))
+    with refused(ChannelClosed, "channel-closed"):
+        ask(session._channel)
+    assert tries == []
+
+
+@WAYS
+def test_a_channel_that_is_closed_as_a_call_begins(
+    session: Session, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Channel], None]
+) -> None:
+    pick_up = Channel._pick_up
+
+    def closing(self: Channel, method: str) -> Any:
+        found = pick_up(self, method)
+        self.close()
+        return found
+
+    monkeypatch.setattr(Channel, "_pick_up", closing)
+    with refused(ChannelClosed, "channel-closed"):
+        ask(session._channel)
+
+
+@WAYS
+def test_a_call_in_flight_ends_with_its_channel(
+    session: Session, monkeypatch: pytest.MonkeyPatch, ask: Callable[[Channel], None]
+) -> None:
+    """It is not made again, and neither is it the coordinator's refusal."""
+    tries: list[str] = []
+
+    def stub(self: Channel, method: str) -> Any:
+        def cancelled(request: Any = None, timeout: float = 0.0) -> Any:
+            tries.append(method)
+            self.close()
+            raise Fault(grpc.StatusCode.CANCELLED, "Channel closed!")
+
+        cancelled.future = lambda *_, **__: SimpleNamespace(  # type: ignore[attr-defined]
+            result=cancelled, cancel=lambda: None
+        )
+        return cancelled
+
+    monkeypatch.setattr(Channel, "_stub", stub)
+    with refused(ChannelClosed, "channel-closed"):
+        ask(session._channel)
+    assert tries == ["ListResults"]
+
+
+def test_another_value_error_is_left_as_it_is(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stub(*_: Any, **__: Any) -> Any:
+        raise ValueError("not of a closed channel")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Channel, "_stub", lambda *_: stub)
+        with pytest.raises(ValueError, match="not of a closed channel"):
+            by_call(session._channel)
+
+
+def test_leaving_over_a_closed_channel(session: Session) -> None:
+    session._channel.close()
+    session.close()
+
+
+@pytest.fixture
+def pausing(monkeypatch: pytest.MonkeyPatch, flaky: list[Fault]) -> threading.Event:
+    """Set once a call has a pause of a minute before it."""
+    reached = threading.Event()
+
+    def pause(state: Any) -> float:
+        reached.set()
+        return 60.0
+
+    monkeypatch.setattr(module, "_pause", pause)
+    flaky.append(quota())
+    return reached
+
+
+def test_closing_ends_a_pause(session: Session, pausing: threading.Event) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        asleep = pool.submit(by_call, session._channel)
+        assert pausing.wait(30)
+        session.close()
+        with refused(ChannelClosed, "channel-closed"):
+            asleep.result(30)
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "untold"])
+def test_a_keeper_that_pauses_ends_with_its_channel(
+    session: Session, pausing: threading.Event, caplog: pytest.LogCaptureFixture, told: bool
+) -> None:
+    """Before whoever closes the session gives up the lock of the silo's state; quietly."""
+    keys: Any = SimpleNamespace(
+        arrived=threading.Event(), serve=lambda answered: by_call(session._channel)
+    )
+    with caplog.at_level(logging.WARNING, "client_sdk"):
+        keeper = Keeper(keys, lambda *_: False)
+        assert pausing.wait(30)
+        if told:
+            keeper.close()
+        session._channel.close()
+        keeper._thread.join(30)
+    assert not keeper._thread.is_alive()
+    assert not keys.kept
+    assert caplog.text == ""
+
+
+# Connections.
+
+
+class Peers(grpc.GenericRpcHandler):
+    """Answers anything, and notes from which port it was asked."""
+
+    def __init__(self) -> None:
+        self.ports: list[str] = []
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any]:
+        return grpc.unary_unary_rpc_method_handler(self._serve)
+
+    def _serve(self, data: bytes, context: grpc.ServicerContext) -> bytes:
+        self.ports.append(context.peer())
+        return b""
+
+
+@pytest.fixture
+def peers() -> Peers:
+    return Peers()
+
+
+@pytest.fixture
+def profile(tmp_path: Path, peers: Peers) -> Iterator[Profile]:
+    """A silo's, with ``peers`` for its coordinator."""
+    authority = Authority.create(tmp_path / "authority", CONSORTIUM, now=datetime.now(UTC))
+    hub = enrol(authority, tmp_path / "hub", "hub", Role.COORDINATOR)
+    with impostor(*keys(hub), authority.certificate_pem, peers) as where:
+        yield client_sdk.load_profile(settle(enrol(authority, tmp_path / "a", "a"), where))
+
+
+def test_each_session_has_a_connection_of_its_own(profile: Profile, peers: Peers) -> None:
+    """The streams of a connection are limited, and a silo's calls are long."""
+    with closing(Channel(profile)) as one, closing(Channel(profile)) as other:
+        for channel in (one, other, one):
+            by_call(channel)
+    first, second, third = peers.ports
+    assert first == third != second
+
+
+def test_an_idle_connection_is_hung_up_and_dialled_again(
+    profile: Profile, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_IDLE_MS", 100)
+    idle, states = threading.Event(), []
+
+    def watch(state: grpc.ChannelConnectivity) -> None:
+        states.append(state)
+        if state is grpc.ChannelConnectivity.IDLE and grpc.ChannelConnectivity.READY in states:
+            idle.set()
+
+    with closing(Channel(profile)) as channel:
+        channel._line.channel.subscribe(watch)
+        by_call(channel)
+        assert idle.wait(30)
+        channel._line.channel.unsubscribe(watch)
+        by_call(channel)
+    first, second = peers.ports
+    assert first != second
 
 
 def test_a_reply_of_another_kind(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kill-seconds", type=float, default=Plan.kill_seconds)
     parser.add_argument("--stretch", type=float, default=Plan.stretch, help="without its kills")
     parser.add_argument("--rounds", type=int, default=Plan.rounds, help="of each session")
+    parser.add_argument("--sealed-every", type=int, default=Plan.sealed_every, help="sessions")
     parser.add_argument("--seed", type=int, default=Plan.seed)
     parser.add_argument("--json", type=Path, help="write the report here, too")
     options = vars(parser.parse_args(arguments))

@@ -9,6 +9,7 @@ is killed every other minute tells nothing of leaks: hence the soak's last stret
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 from collections import defaultdict
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 WARM_ROUNDS = 600
+MEASURED_ROUNDS = 400
+"""A life that is shorter after its first rounds tells nothing of its slope."""
 CONNECTED_ROUNDS = 20
 
 
@@ -30,23 +33,23 @@ class Sample:
         age: rounds since that life was first seen.
         rounds: results released so far, in all lives.
         rss: resident memory, KiB.
-        fds: open descriptors; -1 where this user may not count them.
+        fds: open descriptors; None where this user may not count them.
     """
 
     pid: int
     age: int
     rounds: int
     rss: int
-    fds: int
+    fds: int | None
 
 
 def look(pid: int, age: int, rounds: int) -> Sample | None:
     """Read a process; None if it is gone."""
+    fds: int | None = None
     try:
         status = Path(f"/proc/{pid}/status").read_text()
-        fds = len(os.listdir(f"/proc/{pid}/fd"))
-    except PermissionError:  # the coordinator keeps other users' tracers out: only root may count
-        fds = -1
+        with contextlib.suppress(PermissionError):  # the coordinator keeps all tracers but root out
+            fds = len(os.listdir(f"/proc/{pid}/fd"))
     except (FileNotFoundError, ProcessLookupError):
         return None
     found = [line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")]
@@ -66,6 +69,8 @@ def slope(samples: Iterable[Sample]) -> float | None:
     """MiB of resident memory per 1,000 rounds; None where there is too little to tell."""
     across = along = 0.0
     for life in lives(samples, WARM_ROUNDS):
+        if life[-1].rounds - life[0].rounds < MEASURED_ROUNDS:
+            continue
         rounds = statistics.fmean(sample.rounds for sample in life)
         rss = statistics.fmean(sample.rss for sample in life)
         across += sum((s.rounds - rounds) * (s.rss - rss) for s in life)
@@ -75,21 +80,22 @@ def slope(samples: Iterable[Sample]) -> float | None:
 
 def descriptors(samples: Sequence[Sample]) -> dict[str, Any]:
     """Open descriptors: medians of the first and the last third of each life, and the most."""
+    counted = [s for s in samples if s.fds is not None]
     ends = [
         (_median(life[: len(life) // 3]), _median(life[-(len(life) // 3) :]))
-        for life in lives(samples, CONNECTED_ROUNDS)
+        for life in lives(counted, CONNECTED_ROUNDS)
         if len(life) >= 9
     ]
     return {
         "first": ends[0][0] if ends else None,
         "last": ends[-1][1] if ends else None,
-        "max": max((s.fds for s in samples), default=None),
+        "max": max((s.fds for s in counted if s.fds is not None), default=None),
         "grown": max((last - first for first, last in ends), default=None),
     }
 
 
 def _median(life: Sequence[Sample]) -> float:
-    return statistics.median(sample.fds for sample in life)
+    return statistics.median(sample.fds for sample in life if sample.fds is not None)
 
 
 def held(samples: Sequence[Sample]) -> dict[str, Any]:

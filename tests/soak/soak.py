@@ -9,8 +9,8 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,23 +29,23 @@ from secagg.config import (
 )
 from secagg.demo.stage import ADMIN, CONSORTIUM, enrol, point_to
 from secagg.pki.names import Role
+from secagg.pki.profile import POLICY, write_policy
+from secagg.suite import Suite
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import config_to_wire
 from tests.crash.harness import ROOT, Coordinator, Process, free_port
 
-from . import gauge
-from .oracle import BOUND
+from . import gauge, verdict
+from .oracle import bound, protection
 from .silo import Orders, session_name
 
 LOOK_SECONDS = 1.0
 END_SECONDS = 90.0
 KEPT_SESSIONS = 4
-MAX_SLOPE = 1.0
-"""MiB of a coordinator's memory per 1,000 rounds."""
-MAX_GROWN = 8
-"""Descriptors by which a life may end above where it began: connections come and go."""
-MAX_STATE = 32 * 2**20
-"""Bytes of the coordinator's state: its log of 4 MiB, and what a few small sessions hold."""
+KILLED_SHARE = 0.2
+"""Of the drops, how many are a death; the rest leave, which costs the others no deadline."""
+PATIENCE = 3.0
+"""How many times as long as planned a soak goes on at most, for a life that is long enough."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,13 @@ class Plan:
         drop: chance that a silo drops out of an attempt.
         kill_seconds: time between kills, if there was a result in between; every other one takes
             the coordinator.
-        stretch: the last share of the time, in which the coordinator is let live.
+        stretch: the last share of the time, in which the coordinator and the first silo, which
+            never dies of itself, are let live.
         kills: at least so many, however long it takes.
-        rounds: of each session.
+        life: least rounds of these two's last lives, in a soak that is long enough to judge
+            memory; it goes on until then.
+        rounds: of each session; a sealed one has fewer.
+        sealed_every: of so many sessions, at least 3, one is sealed: ckks+masked.
         seed: of whom to kill, of drops and of the silos' values.
     """
 
@@ -68,9 +72,11 @@ class Plan:
     silos: int = 5
     drop: float = 0.05
     kill_seconds: float = 60.0
-    stretch: float = 0.5
+    stretch: float = 0.6
     kills: int = 0
+    life: int = gauge.WARM_ROUNDS + gauge.MEASURED_ROUNDS + 100
     rounds: int = 100
+    sealed_every: int = 5
     seed: int = 1
 
     @property
@@ -80,6 +86,27 @@ class Plan:
     @property
     def key(self) -> bytes:
         return self.seed.to_bytes(16, "big")
+
+    @property
+    def steady(self) -> str:
+        """The silo that is let live in the last stretch."""
+        return self.names[0]
+
+    @property
+    def judges_memory(self) -> bool:
+        return self.minutes >= verdict.LONG_MINUTES
+
+    def protection(self, number: int) -> Protection:
+        return protection(number, self.sealed_every)
+
+    def rounds_of(self, number: int) -> int:
+        """Of a session by its number."""
+        return max(1, self.rounds // 5) if self.protection(number).seals else self.rounds
+
+    def orders(self, root: Path, name: str) -> Orders:
+        """What a silo is told."""
+        dies = 0.0 if name == self.steady else KILLED_SHARE
+        return Orders(str(root), name, self.key.hex(), self.drop, dies, self.sealed_every)
 
 
 class _Coordinator(Coordinator):
@@ -116,15 +143,22 @@ class Seen:
 
     Args:
         results: (session, round) to (survivors, digest of the sum).
+        holders: (session, round) to who has written its result down.
+        skipped: silo and session that it was away from, so that it is not there any more.
+        locked_out: silo and sealed session that was over before it had the key again.
         times: when a result was first in a silo's hands, in order.
         failures: what must not have happened, in words.
     """
 
     results: dict[tuple[int, int], tuple[tuple[str, ...], str]] = field(default_factory=dict)
+    holders: dict[tuple[int, int], set[str]] = field(default_factory=dict)
+    skipped: set[tuple[str, int]] = field(default_factory=set)
+    locked_out: set[tuple[str, int]] = field(default_factory=set)
     times: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     checked: int = 0
     wrong: int = 0
+    sealed: int = 0
     drops: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -133,6 +167,10 @@ class Seen:
             self.drops[f"{record['drop']} {'killed' if record['dies'] else 'left'}"] += 1
         elif "refused" in record:
             self.refused[record["refused"]] += 1
+        elif "skipped" in record:
+            self.skipped |= {(silo, session) for session in record["skipped"]}
+        elif "locked_out" in record:
+            self.locked_out.add((silo, record["locked_out"]))
         else:
             self._check(silo, record)
 
@@ -140,14 +178,24 @@ class Seen:
         self.checked += 1
         place = (record["session"], record["round"])
         result = (tuple(record["survivors"]), record["digest"])
+        self.holders.setdefault(place, set()).add(silo)
         if not record["right"]:
             self.wrong += 1
             self.failures.append(f"{silo} got a wrong sum over {result[0]} in {place}")
         if place not in self.results:
             self.results[place] = result
             self.times.append(record["at"])
+            self.sealed += record["sealed"]
         elif self.results[place] != result:
             self.failures.append(f"{silo} got {result} in {place}, another {self.results[place]}")
+
+    def missing(self, before: int) -> Iterator[str]:
+        """Survivors without their result, in sessions with smaller numbers."""
+        excused = self.skipped | self.locked_out
+        for (session, number), (survivors, _) in self.results.items():
+            for silo in sorted(set(survivors) - self.holders[session, number]):
+                if session < before and (silo, session) not in excused:
+                    yield f"{silo} in session {session}, round {number}"
 
     def newest(self) -> tuple[int, int]:
         return max(self.results, default=(0, 0))
@@ -175,16 +223,15 @@ class Soak:
         self._stored: list[dict[str, int]] = []
         self._kills: Counter[str] = Counter()
         self._sessions = 0
-        self._deaths_at_stretch = -1
         enrol(root, plan.names, Protection.MASKED)
+        for name in plan.names:
+            (root / name / POLICY).unlink()
+            write_policy(root / name)  # which allows sealed sessions, too
         port = free_port()
         point_to(root, [ADMIN, *plan.names], port)
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "GRPC_VERBOSITY": "NONE"}
         self._coordinator = _Coordinator(root, port, environment)
-        self._silos = {
-            name: _Silo(Orders(str(root), name, plan.key.hex(), plan.drop), environment)
-            for name in plan.names
-        }
+        self._silos = {name: _Silo(plan.orders(root, name), environment) for name in plan.names}
 
     @property
     def _processes(self) -> dict[str, _Coordinator | _Silo]:
@@ -219,18 +266,31 @@ class Soak:
         results = 0
         while not self._failures():
             now = time.monotonic()
-            if now >= end and self._kills.total() >= self.plan.kills:
+            lived = self._lived() or now >= began + PATIENCE * (end - began)
+            if now >= end and lived and self._kills.total() >= self.plan.kills:
                 return
             self._read()
             self._open_sessions()
             self._look()
             if now >= killing and len(self.seen.results) > results:
                 killing, results = now + self.plan.kill_seconds, len(self.seen.results)
-                self._kill(spare=end - self.plan.stretch * (end - began) < now < end)
+                stretched = end - self.plan.stretch * (end - began) < now
+                self._kill(spare=stretched and self.plan.stretch > 0)
             if now >= telling:
                 telling += 60.0
                 self.tell(self._line(now - began))
             time.sleep(min(LOOK_SECONDS, self.plan.kill_seconds / 10))
+
+    def _lived(self) -> bool:
+        """Whether there are lives long enough to judge their memory, if that is judged."""
+        if not self.plan.judges_memory:
+            return True
+        lives = [self._last_life(name) for name in ("coordinator", self.plan.steady)]
+        return all(life and life[-1].age >= self.plan.life for life in lives)
+
+    def _last_life(self, name: str) -> list[gauge.Sample]:
+        samples = self._samples.get(name, [])
+        return [s for s in samples if s.pid == samples[-1].pid]
 
     def _line(self, seconds: float) -> str:
         rounds, kills = len(self.seen.results), dict(self._kills)
@@ -259,7 +319,9 @@ class Soak:
     def _open_sessions(self) -> None:
         """Have a session waiting while the newest is played."""
         number, done = self.seen.newest()
-        if self._sessions >= 1 and (self._sessions > number or 2 * done < self.plan.rounds):
+        if self._sessions >= 1 and (
+            self._sessions > number or 2 * done < self.plan.rounds_of(number)
+        ):
             return
         self._sessions += 1
         request = api.CreateSessionRequest(
@@ -274,12 +336,13 @@ class Soak:
         temporary.rename(self.root / name)
 
     def _config(self, number: int) -> SessionConfig:
+        how = self.plan.protection(number)
         task = TaskConfig(
             name=session_name(number),
             weighting=Weighting.SUM,
-            rounds=self.plan.rounds,
-            ring_bits=64,
-            bound=BOUND,
+            rounds=self.plan.rounds_of(number),
+            ring_bits=None if how.seals else 64,
+            bound=bound(how),
             clip=Clip.NONE,
             weight_cap=1.0,
         )
@@ -287,13 +350,14 @@ class Soak:
             name=session_name(number),
             consortium=CONSORTIUM,
             silos=tuple(silo_id(name) for name in self.plan.names),
-            protection=Protection.MASKED,
+            protection=how,
+            suite=Suite.CKKS_54 if how.seals else None,
             colluders=1,
             threshold=ThresholdRule(2, 3),
             min_cohort=3,
             mask_prg=MaskPrg.AES_128_CTR,
             tasks=(task,),
-            chunk_bytes=256,
+            chunk_bytes=2**16 if how.seals else 256,
             train_deadline=0.5,
             phase_deadline=1.0,
         )
@@ -312,9 +376,9 @@ class Soak:
         self._stored.append({name: gauge.stored(place)[0] for name, place in places.items()})
 
     def _kill(self, *, spare: bool) -> None:
-        """The coordinator and a silo in turn; in the last stretch, silos alone."""
+        """The coordinator and a silo in turn; in the last stretch, silos but the first alone."""
         turn = self._kills["coordinator"] <= self._kills["silo"] and not spare
-        name = "coordinator" if turn else self._chance.choice(self.plan.names)
+        name = "coordinator" if turn else self._chance.choice(self.plan.names[spare:])
         self._kills["coordinator" if turn else "silo"] += 1
         self._processes[name].kill()
 
@@ -334,28 +398,38 @@ class Soak:
     # The report.
 
     def _report(self, seconds: float) -> dict[str, Any]:
-        judged = self._judged()
+        report = self._counted() | self._held() | {"minutes": round(seconds / 60, 2)}
+        return report | {"failures": self._failures() + verdict.failures(report)}
+
+    def _counted(self) -> dict[str, Any]:
+        """What was played, and what befell it."""
         return {
-            "minutes": round(seconds / 60, 2),
-            "silos": self.plan.silos,
+            "plan": asdict(self.plan),
+            "steady": self.plan.steady,
             "rounds": len(self.seen.results),
+            "sealed_rounds": self.seen.sealed,
             "sessions": self._sessions,
             "sums_checked": self.seen.checked,
             "wrong_sums": self.seen.wrong,
+            "missing": list(self.seen.missing(self._sessions - 1)),
+            "skipped": [f"{silo} in session {n}" for silo, n in sorted(self.seen.skipped)],
+            "locked_out": [f"{silo} in session {n}" for silo, n in sorted(self.seen.locked_out)],
             "kills": dict(self._kills),
+            "deaths": {
+                "coordinator": self._coordinator.deaths,
+                "silo": sum(silo.deaths for silo in self._silos.values()),
+            },
             "drops": {"total": self.seen.drops.total(), **sorted_counts(self.seen.drops)},
             "without_a_silo": sum(
                 len(survivors) < self.plan.silos for survivors, _ in self.seen.results.values()
             ),
             "refused": sorted_counts(self.seen.refused),
             "round_seconds": self.seen.round_seconds(),
-            **judged,
-            "failures": self._failures() + _grown(judged),
         }
 
-    def _judged(self) -> dict[str, Any]:
-        samples = self._samples["coordinator"]
-        last = [s for s in samples if s.pid == samples[-1].pid]
+    def _held(self) -> dict[str, Any]:
+        """What the processes held meanwhile."""
+        samples, last = self._samples["coordinator"], self._last_life("coordinator")
         return {
             "coordinator": gauge.held(samples),
             "last_life": gauge.held(last) | {"rounds": last[-1].rounds - last[0].rounds},
@@ -369,22 +443,6 @@ class Soak:
                 if (sizes := [look[name] for look in self._stored])
             },
         }
-
-
-def _grown(judged: dict[str, Any]) -> list[str]:
-    """What grew with the rounds and must not."""
-    slope = judged["last_life"]["slope_mib_per_1000_rounds"]
-    failures = []
-    if slope is not None and slope >= MAX_SLOPE:
-        failures.append(f"coordinator: memory grows by {slope:.2f} MiB per 1,000 rounds")
-    for name, held in {"coordinator": judged["coordinator"], **judged["silo"]}.items():
-        grown = held["fds"]["grown"]
-        if grown is not None and grown > MAX_GROWN:
-            failures.append(f"{name}: {grown} descriptors more at a life's end")
-    state = judged["state_bytes"]["coordinator"]
-    if state["max"] > MAX_STATE:
-        failures.append(f"coordinator: {state['max']} bytes of state")
-    return failures
 
 
 def sorted_counts(counts: Counter[str]) -> dict[str, int]:

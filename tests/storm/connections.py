@@ -56,7 +56,7 @@ class Flood:
         with ThreadPoolExecutor(HANDS) as pool:
             for hand in [pool.submit(self._hand) for _ in range(HANDS)]:
                 hand.result()
-        rate = self._seen["made"] / (time.monotonic() - self._began)
+        rate = self._seen["begun"] / (time.monotonic() - self._began)
         return {
             "seen": self._seen,
             "per_second": round(rate, 1),
@@ -80,6 +80,7 @@ class Flood:
     def _connection(self, turn: int) -> str:
         address = "127.0.0.1", self._spec["port"]
         with socket.create_connection(address, PATIENCE_SECONDS) as raw:
+            self._count("begun")
             # An end without ceremony, or the machine would run out of ports before the server did.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             name = self._spec["server_name"]

@@ -11,7 +11,7 @@ import threading
 from collections import Counter
 from typing import Any
 
-from .line import Ready, Spec, again, connect, tls, until
+from .line import Crowd, Ready, Spec, again, connect, tls, until
 
 
 def client_hello(spec: Spec) -> bytes:
@@ -25,14 +25,14 @@ def client_hello(spec: Spec) -> bytes:
 
 def half_open(spec: Spec, ready: Ready, stop: threading.Event) -> dict[str, Any]:
     """Hold connections whose handshake does not go on: after nothing, a half, or all of a hello."""
-    hello, seen = client_hello(spec), Counter[str]()
+    hello, seen, crowd = client_hello(spec), Counter[str](), Crowd()
     beginnings = itertools.cycle([b"", hello[:5], hello[: len(hello) // 2], hello])
 
     async def hold(beginning: bytes) -> None:
         reader, writer = await connect(spec, None)
         seen["opened"] += 1
         try:
-            with contextlib.suppress(OSError):
+            with crowd, contextlib.suppress(OSError):
                 writer.write(beginning)
                 while await reader.read(4096):
                     pass
@@ -47,4 +47,4 @@ def half_open(spec: Spec, ready: Ready, stop: threading.Event) -> dict[str, Any]
 
     ready()
     asyncio.run(work())
-    return {"held": seen["opened"] - seen["closed by the server"], "seen": seen}
+    return {"most": crowd.most, "seen": seen}

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +101,16 @@ class Storm:
     def run(self) -> dict[str, Any]:
         """Everything, in its order."""
         with self._silos() as self._honest:
+            before = figures.descriptors(self._pid)
             coordinator = self._measured(self._server.port, self._storm_here)
             coordinator["peak_mib"] = round(figures.peak_bytes(self._pid) / 2**20, 1)
-            coordinator["descriptors"] = figures.descriptors(self._pid)
             floor = self._floor() if self._plan.floor else None
             went_on = self._play_on()
+            coordinator["descriptors"] = {"before": before, "afterwards": self._calmed(before)}
             self._server.boss.admin("AbortSession", api.AbortSessionRequest(name="busy"))
             reports = {name: silo.wait() for name, silo in self._honest.items()}
         result: dict[str, Any] = {
+            "plan": asdict(self._plan),
             "coordinator": coordinator,
             "floor": floor,
             "rounds": report.rounds(reports),
@@ -144,6 +146,15 @@ class Storm:
         while self._results() < wanted and time.monotonic() < end:
             _pass(LOOK_SECONDS)
         return self._results() >= wanted
+
+    def _calmed(self, before: int) -> int:
+        """The descriptors that it keeps, once it has seen that its attackers are gone."""
+        end = time.monotonic() + SETTLE_SECONDS
+        while (now := figures.descriptors(self._pid)) > before + report.DESCRIPTORS:
+            if time.monotonic() > end:
+                break
+            _pass(LOOK_SECONDS)
+        return now
 
     # Quiet and storm, at any server.
 
@@ -202,7 +213,11 @@ class Storm:
 
     def _storm_here(self, port: int) -> dict[str, Any]:
         result = self._storm(port, self._pid, self._renew)
-        return result | {"reload": self._reload_seen(result["attacks"].get("connections"))}
+        attacks = result["attacks"]
+        return result | {
+            "blown": report.blown(asdict(self._plan), attacks),
+            "reload": self._reload_seen(attacks.get("connections")),
+        }
 
     # The certificate, renewed while it blows.
 

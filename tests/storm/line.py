@@ -36,6 +36,20 @@ def tls(spec: Spec) -> ssl.SSLContext:
     return context
 
 
+class Crowd:
+    """How many of an attack's connections stand at once, and the most that ever did."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+
+    def __enter__(self) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+
+    def __exit__(self, *_: object) -> None:
+        self.now -= 1
+
+
 async def connect(spec: Spec, context: ssl.SSLContext | None) -> Any:
     """A reader and a writer; with a context, after the handshake."""
     name = spec["server_name"] if context else None

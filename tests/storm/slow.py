@@ -12,7 +12,7 @@ from hyperframe.frame import GoAwayFrame, HeadersFrame, RstStreamFrame
 from secagg.wire._pb import service_pb2 as api
 
 from . import frames
-from .line import AGGREGATION, Ready, Spec, again, answer, connect, tls, until
+from .line import AGGREGATION, Crowd, Ready, Spec, again, answer, connect, tls, until
 
 UPLOAD_BYTES = 4 * 2**20
 TRICKLE_BYTES, TRICKLE_SECONDS = 4, 0.5
@@ -20,7 +20,7 @@ TRICKLE_BYTES, TRICKLE_SECONDS = 4, 0.5
 
 def slow(spec: Spec, ready: Ready, stop: threading.Event) -> dict[str, Any]:
     """Upload whole chunks, a few bytes at a time."""
-    context, seen = tls(spec), Counter[str]()
+    context, seen, crowd = tls(spec), Counter[str](), Crowd()
     chunk = api.PutChunkRequest(
         session_id=bytes.fromhex(spec["session"]),
         blob=api.Blob(vector=api.Blob.Vector(round=1, attempt=1)),
@@ -42,18 +42,22 @@ def slow(spec: Spec, ready: Ready, stop: threading.Event) -> dict[str, Any]:
                     return
         seen["closed by the server"] += 1
 
+    async def trickle(writer: asyncio.StreamWriter, watching: asyncio.Task[None]) -> None:
+        for at in range(0, len(body), TRICKLE_BYTES):
+            writer.write(frames.data(1, body[at : at + TRICKLE_BYTES]))
+            done, _ = await asyncio.wait([watching], timeout=TRICKLE_SECONDS)
+            if done:
+                watching.result()
+                return
+
     async def upload() -> None:
         reader, writer = await connect(spec, context)
         seen["opened"] += 1
         watching = asyncio.create_task(watch(reader, writer))
         try:
             writer.write(frames.PREFACE + frames.opening(1, block))
-            for at in range(0, len(body), TRICKLE_BYTES):
-                writer.write(frames.data(1, body[at : at + TRICKLE_BYTES]))
-                done, _ = await asyncio.wait([watching], timeout=TRICKLE_SECONDS)
-                if done:
-                    watching.result()
-                    return
+            with crowd:
+                await trickle(writer, watching)
         finally:
             watching.cancel()
             writer.close()
@@ -64,4 +68,4 @@ def slow(spec: Spec, ready: Ready, stop: threading.Event) -> dict[str, Any]:
 
     ready()
     asyncio.run(work())
-    return {"seen": seen}
+    return {"most": crowd.most, "seen": seen}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,30 @@ from threat_model.attacks.weak import nothing, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-HARMLESS = replaced("secagg.coordinator.calls:_check_sender", nothing)
+BELIEVING = replaced("secagg.coordinator.calls:_check_sender", nothing)
+
+
+class Nobody:
+    """A stage without processes.
+
+    Attributes:
+        ends: how often they had to be ended.
+    """
+
+    ends = 0
+
+    def end(self) -> None:
+        self.ends += 1
+
+
+NOBODY = Nobody()
 
 
 # The registry.
 
 
 def test_there_are_enough() -> None:
-    assert len(ATTACKS) >= 40
+    assert len(ATTACKS) >= 180
 
 
 def test_names_are_the_functions_own() -> None:
@@ -59,12 +76,12 @@ def test_weakenings_are_one_thing_of_ours_each() -> None:
 
 
 def test_a_weakening_ends() -> None:
-    real = _resolve(HARMLESS.target)
+    real = _resolve(BELIEVING.target)
     with pytest.raises(RoleRefused):
         real("a", silo_id("b"))
-    with HARMLESS.applied():
-        _resolve(HARMLESS.target)("a", silo_id("b"))
-    assert _resolve(HARMLESS.target) is real
+    with BELIEVING.applied():
+        _resolve(BELIEVING.target)("a", silo_id("b"))
+    assert _resolve(BELIEVING.target) is real
 
 
 def test_reasons_are_codes_of_the_product_or_documented() -> None:
@@ -82,7 +99,7 @@ def test_reasons_are_codes_of_the_product_or_documented() -> None:
 
 
 def fake(play: Play, reason: str = "no") -> Attack:
-    return Attack("a-fake", "a-threat", reason, HARMLESS, play)
+    return Attack("a-fake", "a-threat", reason, BELIEVING, play)
 
 
 def refused(code: str) -> Callable[[Scene], bool]:
@@ -97,7 +114,7 @@ def refused(code: str) -> Callable[[Scene], bool]:
 
 
 def test_refused_for_the_reason_named() -> None:
-    verdict = judge(fake(refused("no")), None)
+    verdict = judge(fake(refused("no")), NOBODY)
     assert (verdict.weakened, verdict.ours, verdict.reason) == ("succeeded", "refused", "no")
     assert verdict.right
     assert verdict.to_json().keys() == {
@@ -106,23 +123,24 @@ def test_refused_for_the_reason_named() -> None:
 
 
 def test_refused_for_another_reason() -> None:
-    verdict = judge(fake(refused("other")), None)
+    verdict = judge(fake(refused("other")), NOBODY)
     assert (verdict.weakened, verdict.ours, verdict.reason) == ("succeeded", "unexplained", "other")
     assert not verdict.right
     assert verdict.notes == ("ours: coordinator: other",)
 
 
 def test_nothing_gained_and_nothing_refused() -> None:
-    verdict = judge(fake(lambda scene: scene.weakened), None)
+    verdict = judge(fake(lambda scene: scene.weakened), NOBODY)
     assert (verdict.weakened, verdict.ours) == ("succeeded", "unexplained")
 
 
 def test_success_on_ours() -> None:
     def play(scene: Scene) -> bool:
-        scene.refuse("no")
+        if not scene.weakened:
+            scene.refuse("no")
         return True
 
-    verdict = judge(fake(play), None)
+    verdict = judge(fake(play), NOBODY)
     assert (verdict.weakened, verdict.ours) == ("succeeded", "succeeded")
     assert not verdict.right
 
@@ -131,9 +149,36 @@ def test_an_attack_that_is_broken_is_no_defence() -> None:
     def play(scene: Scene) -> bool:
         raise scene.refuse("no")
 
-    verdict = judge(fake(play), None)
+    verdict = judge(fake(play), NOBODY)
     assert (verdict.weakened, verdict.ours) == ("failed", "refused")
     assert not verdict.right
+
+
+def test_a_reason_that_the_weakened_product_gives_as_well_is_none() -> None:
+    def play(scene: Scene) -> bool:
+        scene.refuse("no")
+        return scene.weakened
+
+    verdict = judge(fake(play), NOBODY)
+    assert (verdict.weakened, verdict.ours) == ("refused", "refused")
+    assert not verdict.right
+
+
+def test_a_run_that_does_not_end_is_ended() -> None:
+    def play(scene: Scene) -> bool:
+        while True:
+            pass
+
+    stage = Nobody()
+    verdict = judge(fake(play), stage, seconds=0.01)
+    assert (verdict.weakened, verdict.ours) == ("failed", "unexplained")
+    assert verdict.reason == "broken: Overdue"
+    assert stage.ends == 2
+
+
+def test_who_is_weakened_is_said_where_it_is_not_the_victim() -> None:
+    attack = replace(fake(refused("no")), part="authority")
+    assert judge(attack, NOBODY).to_json()["part"] == "authority"
 
 
 # The program.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -49,7 +50,7 @@ def channel(monkeypatch: pytest.MonkeyPatch) -> tuple[Channel, list[bytes]]:
     """A channel whose first reply to Send is always lost, and what went over it."""
     sent: list[bytes] = []
     made = object.__new__(Channel)
-    made._reached, made._closed, made._address = True, False, "nowhere"
+    made._reached, made._closed, made._address = True, threading.Event(), "nowhere"
 
     def stub(method: str) -> Callable[..., Any]:
         def call(request: Any, timeout: float) -> Any:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable
+from typing import Final
 
 import click
 from rich.console import Console
 
 from threat_model.attacks import ATTACKS
-from threat_model.attacks.attack import Attack, Verdict, judge
+from threat_model.attacks.attack import RUN_SECONDS, Attack, Verdict, judge
 from threat_model.attacks.stage import Stage
+
+ALL_SECONDS: Final = 8 * 60.0
+"""How long all of them may take; those that come later fail for want of time."""
 
 
 def run(chosen: Iterable[Attack], say: Console) -> list[Verdict]:
     """Run attacks one after another."""
-    verdicts = []
+    verdicts, end = [], time.monotonic() + ALL_SECONDS
     with Stage() as stage:
         for attack in chosen:
-            verdict = judge(attack, stage)
+            left = end - time.monotonic()
+            verdict = judge(attack, stage, seconds=min(RUN_SECONDS, left))
             verdicts.append(verdict)
             mark = "[green]ok[/]" if verdict.right else "[red]NOT AS IT SHOULD BE[/]"
             say.print(

@@ -11,11 +11,16 @@ cannot pass for a defence, nor a refusal of something else.
 from __future__ import annotations
 
 import importlib
+import inspect
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
+
+RUN_SECONDS: Final = 60.0
+"""How long one of an attack's two runs may take."""
 
 
 class Refused(Exception):
@@ -30,6 +35,10 @@ class Refused(Exception):
         super().__init__(f"{who}: {code} {observed}".strip())
         self.code = code
         self.who = who
+
+
+class Overdue(Exception):
+    """A run took longer than it may."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Weakening:
     def applied(self) -> Iterator[None]:
         """Weaken this process."""
         owner, name = _owner(self.target)
-        real = getattr(owner, name)
+        real = inspect.getattr_static(owner, name)
+        assert inspect.isfunction(real) or isinstance(real, str), self.target  # put back as it is
         setattr(owner, name, _resolve(self.by)(real, *self.parameters))
         try:
             yield
@@ -94,6 +104,7 @@ class Attack:
         reason: the stable code with which the product refuses it.
         weakening: without what it succeeds.
         play: takes the stage, and returns whether the adversary got what it was after.
+        part: who is weakened where that is not the process under attack: "authority".
     """
 
     name: str
@@ -101,6 +112,7 @@ class Attack:
     reason: str
     weakening: Weakening
     play: Play
+    part: str = ""
 
 
 ATTACKS: Final[dict[str, Attack]] = {}
@@ -108,17 +120,20 @@ ATTACKS: Final[dict[str, Attack]] = {}
 
 
 def attack(
-    *, threat: str, reason: str, weakening: Weakening, name: str = ""
+    *, threat: str, reason: str, weakening: Weakening, name: str = "", part: str = ""
 ) -> Callable[[Play], Play]:
     """Add a function to the attacks."""
 
     def register(play: Play) -> Play:
         title = name or play.__name__.replace("_", "-")
         assert title not in ATTACKS, title
-        ATTACKS[title] = Attack(title, threat, reason, weakening, play)
+        ATTACKS[title] = Attack(title, threat, reason, weakening, play, part)
         return play
 
     return register
+
+
+_OPTIONAL: Final = ("part", "notes")
 
 
 @dataclass(frozen=True)
@@ -128,10 +143,12 @@ class Verdict:
     Args:
         name: the attack's.
         threat: the threat's.
-        weakened: "succeeded", or "failed": the attack is broken.
+        weakened: "succeeded"; or "failed": the attack is broken; or "refused": it succeeded, and
+            was refused for the reason named all the same, which is then not what stops it on ours.
         ours: "refused" for the reason named; "succeeded", or "unexplained": refused otherwise.
         reason: the code that the product refused with.
         seconds: both runs.
+        part: as in ``Attack``.
         notes: what went on where it is not as it should be.
     """
 
@@ -141,6 +158,7 @@ class Verdict:
     ours: str
     reason: str
     seconds: float
+    part: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -151,9 +169,7 @@ class Verdict:
     def to_json(self) -> dict[str, Any]:
         """For programs."""
         table = asdict(self)
-        if not self.notes:
-            del table["notes"]
-        return table
+        return {key: value for key, value in table.items() if value or key not in _OPTIONAL}
 
 
 @dataclass
@@ -187,8 +203,29 @@ class Scene:
         return Refused(code, who, observed)
 
 
-def judge(attack: Attack, stage: Any) -> Verdict:
-    """Run an attack on the weakened product, then on ours."""
+@contextmanager
+def limited(stage: Any, seconds: float) -> Iterator[None]:
+    """End the stage's processes, and what waits for them, if it takes longer; main thread only.
+
+    Raises:
+        Overdue: it does.
+    """
+
+    def ring(*_: object) -> None:
+        stage.end()
+        raise Overdue(f"not over after {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.01), 5.0)  # again, where a cleanup hangs
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def judge(attack: Attack, stage: Any, *, seconds: float = RUN_SECONDS) -> Verdict:
+    """Run an attack on the weakened product, then on ours; ``seconds`` is each run's limit."""
     began, notes = time.monotonic(), []
     gained, ended = {}, {}
     for weakening in (attack.weakening, None):
@@ -196,21 +233,26 @@ def judge(attack: Attack, stage: Any) -> Verdict:
         which = "weakened" if scene.weakened else "ours"
         gained[which], ended[which] = False, scene.refusals
         try:
-            gained[which] = attack.play(scene)
+            with limited(stage, seconds):
+                gained[which] = attack.play(scene)
         except Refused as refusal:
             ended[which] = [refusal.code]  # whatever was refused on the way, this ended it
             notes.append(f"{which}: {refusal}")
         except Exception as error:  # noqa: BLE001 - a broken attack, and the next one goes on
             ended[which] = [f"broken: {type(error).__name__}"]
             notes.append(f"{which}: {type(error).__name__}: {error}")
+    weakened = "succeeded" if gained["weakened"] else "failed"
+    if gained["weakened"] and attack.reason in ended["weakened"]:
+        weakened = "refused"
     as_named = attack.reason in ended["ours"]
     ours = "succeeded" if gained["ours"] else "refused" if as_named else "unexplained"
     verdict = Verdict(
         attack.name,
         attack.threat,
-        "succeeded" if gained["weakened"] else "failed",
+        weakened,
         ours,
         attack.reason if as_named else ", ".join(ended["ours"]),
         round(time.monotonic() - began, 3),
+        attack.part,
     )
     return verdict if verdict.right else replace(verdict, notes=tuple(notes))

@@ -64,6 +64,7 @@ def odd(
     usages: Sequence[ObjectIdentifier] = CLIENT,
     common_name: str = "d",
     lasts: timedelta = timedelta(days=1),
+    empty_san: bool = False,
 ) -> Pair:
     """A fresh key, and a certificate with exactly these properties; self-signed without a maker."""
     now, key = datetime.now(UTC), ec.generate_private_key(ec.SECP256R1())
@@ -79,13 +80,14 @@ def odd(
         .not_valid_after(now + lasts)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.KeyUsage(True, *(False,) * 8), critical=True)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(maker.key.public_key()),
             critical=False,
         )
     )
-    if names:
+    if usages:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+    if names or empty_san:
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
     certificate = builder.sign(maker.key, hashes.SHA256())
     return Pair(
@@ -103,14 +105,14 @@ def under(pair: Pair, issuer: Pair) -> Pair:
     return replace(pair, certificate=pair.certificate + issuer.certificate)
 
 
-def issued(scene: Scene, silo: str, *, now: datetime, days: int) -> Pair:
-    """A silo's key under a certificate of the authority's; in the weakened scene, of a weak one."""
+def issued(scene: Scene, name: str, *, now: datetime, days: int, role: Role = Role.SILO) -> Pair:
+    """A member's key under a certificate of the authority's, which may be the weakened one."""
     consortium, place = scene.stage.consortium, scene.stage.new_directory() / "authority"
     shutil.copytree(consortium.authority.directory, place)
-    request = renewal_request(consortium.root / silo, Role.SILO, silo, CONSORTIUM)
+    request = renewal_request(consortium.root / name, role, name, CONSORTIUM)
     with scene.weakening.applied() if scene.weakening else nullcontext():
         bundle = Authority.load(place).approve(request, now=now, days=days)
-    key = consortium.credentials(silo).tls_key_pem.reveal()
+    key = consortium.credentials(name, role).tls_key_pem.reveal()
     return Pair(key, bundle.certificate_pem)
 
 

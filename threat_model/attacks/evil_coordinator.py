@@ -219,6 +219,10 @@ class EvilCoordinator:
                 self.scene.stage.drop_silo(name, weakened=self.scene.weakened)
         self._server.stop(None)
 
+    def listen_at(self, port: int) -> None:
+        """Have silos that start from now on look for the coordinator at another port."""
+        self._address = f"127.0.0.1:{port}"
+
     def start(self, *silos: str, task: str = TASK) -> None:
         """Have honest silos join and submit their updates; all of them if none is named."""
         honest = [name for name in self.session.silos if name not in self.colluders]

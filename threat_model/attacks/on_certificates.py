@@ -36,7 +36,7 @@ from threat_model.attacks.attack import Refused, Scene, Weakening, attack
 from threat_model.attacks.certificates import BOTH, Maker, issued, odd, reissued, under, uri
 from threat_model.attacks.evil_coordinator import make_session
 from threat_model.attacks.evil_silo import CALL_SECONDS, Pair, Study
-from threat_model.attacks.stage import CONSORTIUM, Serving
+from threat_model.attacks.stage import CONSORTIUM, COORDINATOR, Serving
 from threat_model.attacks.weak import Function, believing, nothing, replaced
 
 HANDSHAKE: Final = "UNAVAILABLE"
@@ -99,6 +99,8 @@ SPELLINGS: Final[Mapping[str, Callable[[str], str]]] = {
     "c-string": lambda text: text.split("\0")[0],
     "relative": lambda text: text.replace(":///", f"://{CONSORTIUM}/"),
     "default-role": lambda text: text.replace("/root/", "/silo/"),
+    "default-name": lambda text: text if text.rpartition("/")[2] else text + "a",
+    "default-uri": lambda text: text or f"secagg://{CONSORTIUM}/silo/a",
 }
 
 
@@ -169,6 +171,18 @@ def certificate_empty(scene: Scene) -> bool:
     return misread(scene, uri("secagg:///silo/a"))
 
 
+@attack(threat="misread-certificate", reason="identity-uri", weakening=reading("default-name"))
+def certificate_empty_name(scene: Scene) -> bool:
+    """No name after the role, for which a reader puts the first that there is."""
+    return misread(scene, uri("secagg://hospitals/silo/"))
+
+
+@attack(threat="misread-certificate", reason="identity-uri", weakening=reading("default-uri"))
+def certificate_empty_uri(scene: Scene) -> bool:
+    """A URI of no letters."""
+    return misread(scene, uri(""))
+
+
 @attack(threat="misread-certificate", reason="identity-uri", weakening=reading("default-role"))
 def certificate_unknown_role(scene: Scene) -> bool:
     """A role that there is not, for which a reader takes the least one."""
@@ -210,6 +224,16 @@ def common_name_else(real: Function) -> Function:
 def certificate_no_san(scene: Scene) -> bool:
     """No alternative name: the common name is a's."""
     return misread(scene, common_name="a")
+
+
+@attack(
+    threat="misread-certificate",
+    reason="identity-no-san",
+    weakening=replaced("secagg.pki.names:certificate_identity", common_name_else),
+)
+def certificate_empty_san(scene: Scene) -> bool:
+    """Alternative names, but none of them: the common name is a's."""
+    return misread(scene, common_name="a", empty_san=True)
 
 
 @attack(
@@ -283,6 +307,16 @@ def certificate_wrong_usage(scene: Scene) -> bool:
     return misread(scene, uri("secagg://hospitals/silo/a"), usages=BOTH)
 
 
+@attack(
+    threat="wrong-role",
+    reason="identity-usage",
+    weakening=replaced("secagg.pki.names:_is_leaf_for", believing),
+)
+def certificate_no_usage(scene: Scene) -> bool:
+    """A certificate that does not say what it is for, which TLS takes for everything."""
+    return misread(scene, uri("secagg://hospitals/silo/a"), usages=())
+
+
 def last_part(_real: Function) -> Function:
     """A reader that looks for the name alone."""
 
@@ -319,6 +353,7 @@ def endless(_real: Function) -> Function:
     threat="certificate-time",
     reason="certificate-has-expired",
     weakening=replaced("secagg.pki.authority:Authority._not_after", endless),
+    part="authority",
 )
 def certificate_expired(scene: Scene) -> bool:
     """Last week's certificate of a's, with its key, out of a backup."""
@@ -340,6 +375,7 @@ def backdated(real: Function) -> Function:
     threat="certificate-time",
     reason="certificate-is-not-yet-valid",
     weakening=replaced("secagg.pki.certificates:_builder", backdated),
+    part="authority",
 )
 def certificate_not_yet_valid(scene: Scene) -> bool:
     """Next week's certificate of a's, issued in advance and taken on its way."""
@@ -364,11 +400,36 @@ def able_to_sign(real: Function) -> Function:
     threat="leaf-as-authority",
     reason=NO_ISSUER,
     weakening=replaced("secagg.pki.authority:member_certificate", able_to_sign),
+    part="authority",
 )
 def certificate_leaf_as_authority(scene: Scene) -> bool:
     """Silo d certifies a key of its own as a's, with the key that certifies d itself."""
     own = issued(scene, "d", now=datetime.now(UTC), days=30)
     pair = under(odd(Maker.of(own), uri("secagg://hospitals/silo/a")), own)
+    with scene.stage.serving(None) as server:
+        return served_as_a(scene, pair, server)
+
+
+def one_profile(real: Function) -> Function:
+    """An authority that certifies everybody as a silo, by one profile."""
+
+    def certify(identity: Identity, *given: Any, **times: Any) -> x509.Certificate:
+        made: x509.Certificate = real(replace(identity, role=Role.SILO, name="a"), *given, **times)
+        return made
+
+    return certify
+
+
+@attack(
+    threat="wrong-role",
+    reason="unsupported-certificate-purpose",
+    weakening=replaced("secagg.pki.authority:member_certificate", one_profile),
+    part="authority",
+)
+def certificate_that_the_coordinator_has(scene: Scene) -> bool:
+    """Whoever has the coordinator's own key and certificate calls a coordinator with them."""
+    times = {"now": datetime.now(UTC), "days": 30}
+    pair = issued(scene, COORDINATOR, role=Role.COORDINATOR, **times)
     with scene.stage.serving(None) as server:
         return served_as_a(scene, pair, server)
 

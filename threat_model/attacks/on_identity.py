@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -26,6 +26,7 @@ from secagg.pki.credentials import Credentials
 from secagg.pki.enrolment import create_request
 from secagg.pki.names import Identity, Role, load_certificate, parse_uri, server_dns_name
 from secagg.wire._pb import service_pb2 as api
+from secagg.wire.session import config_to_wire
 from threat_model.attacks.attack import Refused, Scene, attack
 from threat_model.attacks.certificates import BOTH, Maker, issued, odd, reissued, uri
 from threat_model.attacks.evil_coordinator import EvilCoordinator, make_session
@@ -35,6 +36,8 @@ from threat_model.attacks.stage import CONSORTIUM
 from threat_model.attacks.weak import Function, nothing, replaced
 
 AGGREGATION: Final = api.DESCRIPTOR.services_by_name["Aggregation"].methods_by_name
+WAITS: Final = 5.0
+"""Longer than any refusal takes; a call that waits is served."""
 PHASES: Final = (Descriptor, Roster, Dealt, Survivors, Signatures)
 
 
@@ -52,12 +55,15 @@ def requests(study: Study) -> dict[str, Any]:
 
 
 def is_served(study: Study, outsider: str) -> bool:
-    """Whether any call of this silo's about the session is answered but as a stranger's."""
+    """Whether any call of this silo's about the session is answered but as a stranger's.
+
+    Any other refusal comes from behind the check of members, but for that of too many calls.
+    """
     for method, request in requests(study).items():
         try:
-            study.member(outsider)(method, request)
+            study.member(outsider)(method, request, seconds=WAITS)
         except Refused as refusal:
-            if refusal.code == "session-member":
+            if refusal.code == "session-member" or refusal.code.startswith("quota-"):
                 continue
         return True
     return False
@@ -71,15 +77,14 @@ def is_served(study: Study, outsider: str) -> bool:
 def outsider_in_every_phase(scene: Scene) -> bool:
     """Silo e of the consortium, which is not in the session, tries all calls in all phases."""
     with scene.stage.serving(scene.weakening) as server, Study(scene, server) as study:
-        if is_served(study, "e"):
-            return True
+        served = [is_served(study, "e")]
         study.begin()
         for _ in PHASES:
             study.step()
-            if is_served(study, "e"):
-                return True
+            served.append(is_served(study, "e"))
         study.result("a")
-        return is_served(study, "e")
+        served.append(is_served(study, "e"))
+        return all(served) if scene.weakened else any(served)
 
 
 @attack(
@@ -98,20 +103,27 @@ def outsider_reads_the_sum(scene: Scene) -> bool:
 
 @attack(threat="wrong-role", reason="identity-role", weakening=ANY_ROLE)
 def silo_as_admin(scene: Scene) -> bool:
-    """A silo ends a session that is not to its liking."""
+    """A silo creates a session of its own, and ends one that is not to its liking."""
     with scene.stage.serving(scene.weakening) as server, Study(scene, server) as study:
-        name = study.session.name
+        name, own = study.session.name, make_session()
         for method, request in (
             ("ListSessions", api.ListSessionsRequest()),
             ("ShowSession", api.ShowSessionRequest(name=name)),
             ("AbortSession", api.AbortSessionRequest(name=name)),
+            ("CreateSession", api.CreateSessionRequest(config=config_to_wire(own))),
         ):
             try:
                 study.member("d")(method, request, "Admin")
             except Refused:
                 continue
-        shown = study.admin("ShowSession", api.ShowSessionRequest(name=name), "Admin")
-        return bool(shown.summary.state == "aborted")
+        listed = study.admin("ListSessions", api.ListSessionsRequest(), "Admin").sessions
+        gained = [study_state(listed, name) == "aborted", bool(study_state(listed, own.name))]
+        return all(gained) if scene.weakened else any(gained)
+
+
+def study_state(listed: Iterable[Any], name: str) -> str:
+    """A session's state, or nothing if there is none of this name."""
+    return next((str(session.state) for session in listed if session.name == name), "")
 
 
 # What was true when the connection began.
@@ -192,7 +204,7 @@ def expired_on_an_open_connection(scene: Scene) -> bool:
     """A certificate ends while its connection is open."""
     maker = Maker.authority(scene.stage.consortium)
     with scene.stage.serving(scene.weakening) as server, Study(scene, server) as study:
-        pair = odd(maker, uri("secagg://hospitals/silo/d"), lasts=timedelta(seconds=2))
+        pair = odd(maker, uri("secagg://hospitals/silo/d"), lasts=timedelta(seconds=4))
         silo = study.connect(pair)
         request = api.ListResultsRequest(session_id=study.session_id)
         try:
@@ -276,6 +288,7 @@ def able_to_serve(real: Function) -> Function:
     threat="silo-as-coordinator",
     reason="coordinator-certificate",
     weakening=replaced("secagg.pki.authority:member_certificate", able_to_serve),
+    part="authority",
 )
 def silo_as_coordinator(scene: Scene) -> bool:
     """Silo d serves where the SDK expects the coordinator, with the certificate that it has."""
@@ -284,7 +297,7 @@ def silo_as_coordinator(scene: Scene) -> bool:
         return evil.is_joined()
 
 
-def also_trusting(real: Function, pem: str) -> Function:
+def trusting_two(real: Function, pem: str) -> Function:
     """An SDK that trusts a second root."""
 
     def dial(address: str, credentials: Credentials) -> Channel:
@@ -298,7 +311,7 @@ def also_trusting(real: Function, pem: str) -> Function:
 @attack(
     threat="stranger-as-coordinator",
     reason="coordinator-certificate",
-    weakening=replaced("client_sdk.channel:_dial", also_trusting),
+    weakening=replaced("client_sdk.channel:_dial", trusting_two),
 )
 def another_authoritys_coordinator(scene: Scene) -> bool:
     """Somebody on the network answers with a coordinator's certificate of its own authority."""

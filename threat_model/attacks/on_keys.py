@@ -39,7 +39,7 @@ OTHERS = (B, C, D)
 ALL = (A, *OTHERS)
 
 
-class Impostor:
+class ManInTheMiddle:
     """The coordinator in the place of all of a's peers, with keys of its own.
 
     Args:
@@ -117,7 +117,7 @@ def swapped_keys(scene: Scene) -> bool:
         evil.start("a")
         attempt = Attempt(evil)
         evil.await_ready(A)
-        impostor = Impostor(attempt, attempt.tell(A, attempt.descriptor))
+        impostor = ManInTheMiddle(attempt, attempt.tell(A, attempt.descriptor))
         sent = attempt.tell(A, impostor.roster)
         seed = impostor.self_seed(sent)
         attempt.tell(A, impostor.dealt(sent))

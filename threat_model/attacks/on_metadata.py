@@ -11,6 +11,7 @@ Leakage of Plaintext (FSE 2002); Cooper et al. (RFC 6973, section 6.1) on data m
 
 from __future__ import annotations
 
+import re
 import socket
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -28,6 +29,8 @@ from threat_model.attacks.evil_coordinator import LENGTH, TASK, EvilCoordinator,
 from threat_model.attacks.weak import Function, replaced
 
 EMPTY: Final = silo_id("c")
+LIBRARY: Final = re.compile(r"grpc-python/[0-9.]+ grpc-c/[0-9.]+ \([a-z0-9_]+; chttp2\)")
+"""How gRPC introduces itself."""
 BY_TURNS: Final = frozenset({"ProposeTask"})
 """Asked of one silo by the coordinator, so that it tells nothing."""
 POLLS: Final = frozenset({"Next", "Ready", "OpenTask", "AskKey", "AwaitKeyRequests"})
@@ -133,6 +136,33 @@ def sparse_update_by_size(scene: Scene) -> bool:
         return tells(scene, compare(evil, "PutChunk", "Send"), "sizes-equal")
 
 
+def halved(real: Function) -> Function:
+    """``SealedCodec.encode`` that leaves half of the ciphertext out where all values are zero."""
+
+    def encode(self: Any, tensors: Any, **more: Any) -> Any:
+        words = real(self, tensors, **more)
+        is_empty = not any(np.any(tensor) for tensor in tensors.values())
+        return words[: len(words) // 2].copy() if is_empty else words
+
+    return encode
+
+
+@attack(
+    threat="message-sizes",
+    reason="sizes-equal",
+    weakening=replaced("secagg.ckks.codec:SealedCodec.encode", halved),
+)
+def sparse_sealed_update_by_size(scene: Scene) -> bool:
+    """The same where updates are sealed as well, with a key that the coordinator has not."""
+    with EvilCoordinator(scene, make_session(protection=Protection.CKKS_MASKED)) as evil:
+        evil.values[EMPTY] = np.zeros(LENGTH)
+        evil.start()
+        evil.await_ready(*evil.session.silos)
+        assert evil.desk is not None
+        Attempt(evil, key=evil.desk.key).to_masked()
+        return tells(scene, compare(evil, "PutChunk", "Send"), "sizes-equal")
+
+
 def eager(real: Function) -> Function:
     """``Session.aggregate`` that takes its Ready back where there is nothing to add."""
 
@@ -178,7 +208,7 @@ def unlisted(evil: EvilCoordinator) -> list[bytes]:
     return [found for _, _, request in evil.seen for found in told(request, names)]
 
 
-def talkative(real: Function) -> Function:
+def telling_more(real: Function) -> Function:
     """``client_message_to_wire`` that adds the machine's name, for support."""
 
     def to_wire(*args: Any, **more: Any) -> Any:
@@ -197,7 +227,7 @@ def learns_machine(scene: Scene, found: list[bytes], nothing: str) -> bool:
     return any(socket.gethostname().encode() in item for item in found)
 
 
-TALKATIVE: Final = replaced("secagg.wire.attempt:client_message_to_wire", talkative)
+TALKATIVE: Final = replaced("secagg.wire.attempt:client_message_to_wire", telling_more)
 
 
 @attack(threat="unlisted-fields", reason="only-listed-fields", weakening=TALKATIVE)
@@ -250,6 +280,6 @@ def machine_name_in_a_header(scene: Scene) -> bool:
         found = [
             f"{key}={value}".encode()
             for key, value in evil.headers
-            if key != "user-agent" or not str(value).startswith("grpc-python/")
+            if key != "user-agent" or not LIBRARY.fullmatch(str(value))
         ]
         return learns_machine(scene, found, "only-library-headers")

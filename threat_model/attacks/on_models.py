@@ -104,7 +104,7 @@ def another_base(scene: Scene) -> bool:
 
 
 @contextmanager
-def opened(scene: Scene) -> Iterator[tuple[EvilCoordinator, Attempt, Vector]]:
+def opened_round(scene: Scene) -> Iterator[tuple[EvilCoordinator, Attempt, Vector]]:
     """a has opened the sum of all four, and waits for the result."""
     with EvilCoordinator(scene, colluders=OTHERS) as evil:
         evil.start()
@@ -122,7 +122,7 @@ def applied(evil: EvilCoordinator, result: Result, words: Vector) -> bool:
 @attack(threat="forged-result", reason="result-signature", weakening=without("result-signature"))
 def forged_result(scene: Scene) -> bool:
     """A sum of somebody's choice, under the signature of a silo."""
-    with opened(scene) as (evil, attempt, total):
+    with opened_round(scene) as (evil, attempt, total):
         words = shifted(total)
         result = attempt.result(words, *ALL)
         tau4 = transcript.result_transcript(result.survivors_transcript, result.vector_digest)
@@ -134,7 +134,7 @@ def forged_result(scene: Scene) -> bool:
 @attack(threat="forged-result", reason="result-survivors", weakening=without("result-survivors"))
 def other_survivors(scene: Scene) -> bool:
     """a signed that four silos are in the sum; the result says three."""
-    with opened(scene) as (evil, attempt, total):
+    with opened_round(scene) as (evil, attempt, total):
         words = total.copy()
         return applied(evil, attempt.result(words, *"abc"), words)
 

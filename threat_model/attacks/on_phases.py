@@ -10,6 +10,7 @@ order.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Final
 
@@ -28,8 +29,9 @@ from secagg.masking.messages import (
     Roster,
     Signatures,
     Survivors,
+    Unmasking,
 )
-from secagg.masking.server import ACCEPTED_IN, ClientMessage
+from secagg.masking.server import ACCEPTED_IN, SIGNED_AS, ClientMessage
 from secagg.wire._pb import service_pb2 as api
 from threat_model.attacks.attack import Refused, Scene, attack
 from threat_model.attacks.evil_coordinator import TASK, make_session
@@ -78,6 +80,71 @@ def signature_before_the_survivors(scene: Scene) -> bool:
         return isinstance(event, Signatures) and early in event.signed
 
 
+def rehearsed(study: Study) -> list[ClientMessage]:
+    """Silo c's messages of a round that it plays honestly."""
+    study.begin()
+    found = []
+    for _ in ACCEPTED_IN:
+        message = study.answer("c", study.next("c"))
+        study.send("c", message)
+        study.step("a", "b", "d")
+        found.append(message)
+    return found
+
+
+@attack(
+    threat="out-of-phase",
+    reason="phase-early",
+    weakening=replaced("secagg.masking.server:ServerRound._check_phase", nothing),
+)
+def every_message_in_every_phase(scene: Scene) -> bool:
+    """In each phase silo c signs and sends all four messages that belong to the others.
+
+    But for one cell of the matrix: what it signs last of all is what it signed in phase 4.
+    """
+    codes: list[str] = []
+    with scene.stage.serving(scene.weakening) as server:
+        with Study(scene, server) as study:
+            messages = rehearsed(study)
+        with Study(scene, server) as study:
+            study.begin()
+            for right in messages:
+                event = study.next("c")
+                own = study.answer("c", event)
+                assert type(own) is type(right)
+                if isinstance(own, MaskedInput):
+                    study.put("c", study.ring.pack(study.silos[C].upload))
+                tau = newest_transcript(study, event)
+                for message in messages:
+                    if type(message) is not type(right):
+                        wrong = study.sign("c", SIGNED_AS[type(message)], tau, message)
+                        codes.append(outcome_of(study, wrong))
+                if "accepted" in codes and not isinstance(own, Unmasking):
+                    return True
+                study.say("c", own)
+                study.step("a", "b", "d")
+    assert len(codes) == len(messages) * (len(messages) - 1)
+    return codes.count("accepted") > 1
+
+
+def newest_transcript(study: Study, event: Any) -> bytes:
+    """What is signed in the phase that this broadcast begins."""
+    if isinstance(event, Descriptor):
+        return transcript.round_transcript(event)
+    state = study.silos[C].state
+    taus = {Roster: "tau1", Dealt: "tau2", Survivors: "tau3", Signatures: "tau3"}
+    return bytes(getattr(state, taus[type(event)]))
+
+
+def outcome_of(study: Study, message: ClientMessage) -> str:
+    """The code that a message of c's is refused with, or "accepted"."""
+    try:
+        study.say("c", message)
+    except Refused as refusal:
+        return refusal.code
+    return "accepted"
+
+
 def adding_late(real: Function) -> Function:
     """A session that adds a vector whenever its commit comes."""
 
@@ -124,7 +191,7 @@ def late_vector(scene: Scene) -> bool:
 @attack(threat="late-vector-added", reason="phase-closed", weakening=LATE)
 def vector_after_the_deadline(scene: Scene) -> bool:
     """Silo c commits to its vector after the phase's deadline, when the survivors are fixed."""
-    session = make_session(phase_deadline=1.5)
+    session = make_session(phase_deadline=3.0)
     with scene.stage.serving(scene.weakening) as server, Study(scene, server, session) as study:
         return is_added_late(study, leaves=False)
 
@@ -265,19 +332,40 @@ def raw_key(scene: Scene, mask_key: bytes) -> bool:
         return is_broadcast(study, mask_key)
 
 
+def raw_keys(scene: Scene, points: Iterable[int]) -> bool:
+    """Whether c gets all of these broadcast, one in each session; on ours, any of them."""
+    gained = []
+    for point in points:
+        try:
+            gained.append(raw_key(scene, point.to_bytes(32, "little")))
+        except Refused:
+            gained.append(False)
+    return all(gained) if scene.weakened else any(gained)
+
+
+P: Final = 2**255 - 19
+OF_ORDER_8: Final = (
+    325606250916557431795983626356110631294008115727848805560023387167927233504,
+    39382357235489614581723060781553021112529911719440698176882885853963445705823,
+)
+"""Cremers and Jackson, Prime, Order Please! (CSF 2019), table 1."""
 ANY_POINT: Final = replaced("secagg.masking.messages:parse_public_key", as_is)
 
 
 @attack(threat="low-order-key", reason="public-key-low-order", weakening=ANY_POINT)
-def point_of_small_order(scene: Scene) -> bool:
-    """Silo c's key is 1: whatever others agree on with it is zero, and no round gets further."""
-    return raw_key(scene, (1).to_bytes(32, "little"))
+def points_of_small_order(scene: Scene) -> bool:
+    """Silo c's key is 0, 1, −1, or one of the two points of order 8: whatever others agree on with
+    it is zero, and no round gets further.
+    """
+    return raw_keys(scene, (0, 1, P - 1, *OF_ORDER_8))
 
 
 @attack(threat="aliased-key", reason="public-key-encoding", weakening=ANY_POINT)
-def point_of_another_encoding(scene: Scene) -> bool:
-    """Silo c's key is 9 + p: the same point as 9, in other bytes, for who compares bytes."""
-    return raw_key(scene, (2**255 - 19 + 9).to_bytes(32, "little"))
+def points_of_another_encoding(scene: Scene) -> bool:
+    """Silo c's key is p or p + 1, which are 0 and 1, or 9 + p: the same point as 9 in other bytes,
+    for who compares bytes.
+    """
+    return raw_keys(scene, (P, P + 1, P + 9))
 
 
 @attack(

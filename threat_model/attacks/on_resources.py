@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import functools
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,8 +23,10 @@ from typing import Any, Final
 import grpc
 
 from secagg.config import TaskConfig
+from secagg.coordinator.sqlite import DATABASE
+from secagg.coordinator.state import State
 from secagg.wire._pb import service_pb2 as api
-from threat_model.attacks.attack import Refused, Scene, attack
+from threat_model.attacks.attack import Refused, Scene, Weakening, attack
 from threat_model.attacks.evil_coordinator import TASK, make_session
 from threat_model.attacks.evil_silo import Study, code_of
 from threat_model.attacks.raw import Raw, frame
@@ -74,16 +77,28 @@ NOBODYS: Final = bytes(32)
 NOTHING: Final = frame(api.ListResultsRequest(session_id=NOBODYS).SerializeToString())
 
 
-def unmetered(_real: Function) -> Function:
-    """``Quotas.enter`` that lets everybody in."""
+def unmetered(real: Function, quota: str) -> Function:
+    """``Quotas.enter`` without one of its three quotas."""
 
     def enter(self: Any, member: Any, now: float) -> None:
-        self._account(member, now).flying += 1
+        account = self._account(member, now)
+        flying = account.flying
+        if quota == "flying":
+            account.flying = 0
+        else:
+            bucket = getattr(account, quota)
+            bucket.level = bucket.size
+        try:
+            real(self, member, now)
+        finally:
+            account.flying += flying if quota == "flying" else 0
 
     return enter
 
 
-UNMETERED: Final = replaced("secagg.coordinator.quotas:Quotas.enter", unmetered)
+def without_quota(quota: str) -> Weakening:
+    """A coordinator without this quota: "calls", "traffic", or "flying" for calls at once."""
+    return replaced("secagg.coordinator.quotas:Quotas.enter", unmetered, quota)
 
 
 @contextmanager
@@ -109,7 +124,7 @@ def tried(scene: Scene, call: Callable[[], Any]) -> str:
 # Calls and bytes.
 
 
-@attack(threat="call-flood", reason="quota-calls", weakening=UNMETERED)
+@attack(threat="call-flood", reason="quota-calls", weakening=without_quota("calls"))
 def calls_without_end(scene: Scene) -> bool:
     """Silo e calls far more often than it may, and is served."""
     with studying(scene) as study:
@@ -120,7 +135,7 @@ def calls_without_end(scene: Scene) -> bool:
         return codes.count("") > allowed
 
 
-@attack(threat="call-flood", reason="quota-bytes", weakening=UNMETERED)
+@attack(threat="call-flood", reason="quota-bytes", weakening=without_quota("traffic"))
 def bytes_without_end(scene: Scene) -> bool:
     """Silo f has the coordinator take in megabytes that it has no use for."""
     with studying(scene) as study:
@@ -132,7 +147,7 @@ def bytes_without_end(scene: Scene) -> bool:
         return codes.count("session-unknown") * 2**20 > allowed
 
 
-@attack(threat="waiting-calls", reason="quota-calls-at-once", weakening=UNMETERED)
+@attack(threat="waiting-calls", reason="quota-calls-at-once", weakening=without_quota("flying"))
 def waiting_calls_fill_the_coordinator(scene: Scene) -> bool:
     """Silo d waits in as many calls as the coordinator serves; then there is no room for silo a."""
     with studying(scene) as study, ExitStack() as held:
@@ -237,7 +252,8 @@ def uploads_that_never_end(scene: Scene) -> bool:
     with studying(scene, tasks=tasks(UPLOADS + 1)) as study:
         for task in study.session.tasks:
             upload(study, "a", task.name, 2 * CHUNK)
-        return True
+        held = study.server.directory / "state" / "sessions" / study.session_id.hex()
+        return sum(file.stat().st_size == 2 * CHUNK for file in held.rglob("*")) > UPLOADS
 
 
 @attack(threat="full-disk", reason="quota-spool-silo", weakening=ROOMY)
@@ -289,9 +305,12 @@ def huge_initial_weights(scene: Scene) -> bool:
 def sessions_without_end(scene: Scene) -> bool:
     """An admin creates session after session and ends none."""
     with ExitStack() as held:
-        for _ in range(SESSIONS + 1):
-            held.enter_context(studying(scene))
-        return True
+        studies = [held.enter_context(studying(scene)) for _ in range(SESSIONS + 1)]
+        listed = studies[0].admin("ListSessions", api.ListSessionsRequest(), "Admin").sessions
+        alive = {
+            session.name for session in listed if session.state not in (State.ABORTED, State.DONE)
+        }
+        return {study.session.name for study in studies} <= alive
 
 
 @attack(
@@ -309,28 +328,39 @@ def journal_without_end(scene: Scene) -> bool:
         for task in study.session.tasks:
             study.open_task(task=task.name)
             bases[task.name] = study.base
+        before = journalled(server)
         for _ in range(CHANGES // 2 + 1):
             for task, base in bases.items():
                 study.call("a", "Ready", api.ReadyRequest, task=task, base=base)
-        return True
+        return journalled(server) - before > CHANGES
+
+
+def journalled(server: Serving) -> int:
+    """Rows of the coordinator's journal."""
+    file = server.directory / "state" / DATABASE
+    with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as journal:
+        (count,) = journal.execute("SELECT count(*) FROM records").fetchone()
+    return int(count)
 
 
 # Connections, before any handler of ours is called.
 
 
-def unbounded(_real: Function) -> Function:
-    """gRPC's options without those that bound a connection."""
+def unbounded(real: Function, option: str, value: int) -> Function:
+    """gRPC's options with one of them so high that it bounds nothing."""
 
-    def transport(_limits: Any) -> list[tuple[str, int]]:
-        return [
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", -1),
-        ]
+    def transport(limits: Any) -> list[tuple[str, int]]:
+        return [*(given for given in real(limits) if given[0] != option), (option, value)]
 
     return transport
 
 
-UNBOUNDED: Final = replaced("secagg.coordinator.server:transport", unbounded)
+def without_bound(option: str, value: int = 2**31 - 2) -> Weakening:
+    """A coordinator that does not set this option of gRPC's."""
+    return replaced("secagg.coordinator.server:transport", unbounded, option, value)
+
+
+ANY_LENGTH: Final = without_bound("grpc.max_receive_message_length", -1)
 
 
 @contextmanager
@@ -353,7 +383,7 @@ def headers_without_end(scene: Scene) -> bool:
         return answered(scene, raw, stream)
 
 
-@attack(threat="length-bomb", reason="RESOURCE_EXHAUSTED", weakening=UNBOUNDED)
+@attack(threat="length-bomb", reason="RESOURCE_EXHAUSTED", weakening=ANY_LENGTH)
 def message_of_two_gigabytes(scene: Scene) -> bool:
     """Silo b declares a message of 2 GiB, and has the coordinator hold all of it that has come."""
     with connecting(scene) as study, connect(study, "b") as raw:
@@ -372,7 +402,7 @@ def resident(server: Serving) -> int:
     return int(line.split()[1]) * 1024
 
 
-@attack(threat="length-bomb", reason="RESOURCE_EXHAUSTED", weakening=UNBOUNDED)
+@attack(threat="length-bomb", reason="RESOURCE_EXHAUSTED", weakening=ANY_LENGTH)
 def message_beyond_a_chunk(scene: Scene) -> bool:
     """Silo c sends one whole message that is larger than any that the contract has."""
     with connecting(scene) as study:
@@ -381,7 +411,11 @@ def message_beyond_a_chunk(scene: Scene) -> bool:
         return tried(scene, lambda: stub(request, timeout=30.0)) == "session-unknown"
 
 
-@attack(threat="half-open-handshakes", reason="handshake-closed", weakening=UNBOUNDED)
+@attack(
+    threat="half-open-handshakes",
+    reason="handshake-closed",
+    weakening=without_bound("grpc.server_handshake_timeout_ms"),
+)
 def handshakes_that_never_end(scene: Scene) -> bool:
     """Somebody on the network connects, says nothing, and holds descriptors for good."""
     with connecting(scene) as study, ExitStack() as held:
@@ -407,20 +441,28 @@ def _closed(connection: socket.socket) -> bool:
         return True
 
 
-@attack(threat="connection-storm", reason="connection-closed", weakening=UNBOUNDED)
+@attack(
+    threat="connection-storm",
+    reason="connection-closed",
+    weakening=without_bound("grpc.max_allowed_incoming_connections"),
+)
 def connections_without_end(scene: Scene) -> bool:
     """Silo d opens connection after connection, each with its handshake, and keeps them all."""
     with connecting(scene) as study, ExitStack() as held:
-        for _ in range(2 * CONNECTIONS):
+        for count in range(2 * CONNECTIONS):
             try:
                 held.enter_context(connect(study, "d"))
-            except OSError:
-                scene.refuse("connection-closed")
-                return False
-        return True
+            except OSError as error:
+                code = "connection-closed" if count == CONNECTIONS else f"closed-after-{count}"
+                raise scene.refuse(code, observed=str(error)) from None
+        return True  # all of them shook hands and have the server's settings
 
 
-@attack(threat="stream-flood", reason="reset", weakening=UNBOUNDED)
+@attack(
+    threat="stream-flood",
+    reason="reset",
+    weakening=without_bound("grpc.max_concurrent_streams"),
+)
 def streams_without_end(scene: Scene) -> bool:
     """Silo e begins calls over one connection without regard to how many it was allowed."""
     with connecting(scene) as study, connect(study, "e") as raw:

@@ -9,8 +9,8 @@ round; Li and Micciancio (ePrint 2020/1533) for what sums give away; own analysi
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import Any, Final
 
@@ -521,28 +521,46 @@ def unmasked(_real: Function) -> Function:
     return lambda *_: []
 
 
-@attack(
-    threat="seed-repeated",
-    reason="survivors-seeds",
-    weakening=replaced("secagg.masking.client:_masks", unmasked),
-)
-def repeated_seed(scene: Scene) -> bool:
-    """a and c are clones, and draw one seed of c1: without any key the coordinator subtracts their
-    uploads, and reads the difference of two updates. Masks stand before it.
-    """
+@contextmanager
+def clones(scene: Scene) -> Iterator[tuple[EvilCoordinator, Attempt]]:
+    """An attempt with all vectors, in which a and c drew one seed of c1."""
     with EvilCoordinator(scene, sealed_session("ckks+masked"), colluders="d") as evil:
         holder, seed = Holder(evil), os.urandom(32)
         for name in HONEST:
             evil.start_one(name, draws=[] if name == B else [*[None] * DRAWN_BEFORE, seed])
         attempt = Attempt(evil, HONEST, key=holder.name).to_masked()
         assert attempt.commits[A].seed == attempt.commits[C].seed
+        yield evil, attempt
+
+
+@attack(
+    threat="seed-repeated",
+    reason="masked",
+    weakening=replaced("secagg.masking.client:_masks", unmasked),
+)
+def difference_of_clones(scene: Scene) -> bool:
+    """a and c are clones, and draw one seed of c1: without any key the coordinator subtracts their
+    uploads, and reads the difference of two updates. Masks stand before it.
+    """
+    with clones(scene) as (evil, attempt):
         apart = (attempt.uploads[A] + np.uint64(Q) - attempt.uploads[C]) % np.uint64(Q)
         codec: Any = evil.codec
         read = slots_of(apart)[1 : 1 + LENGTH] * BOUND / codec.limit
         if np.allclose(read, evil.values[A] - evil.values[C], atol=1e-4):
             return True
-        attempt.sign(*HONEST)
-        return False
+        raise scene.refuse("masked", A, "the difference of two uploads is noise")
+
+
+@attack(
+    threat="seed-repeated",
+    reason="survivors-seeds",
+    weakening=without("survivors-seeds"),
+)
+def clones_open_their_sum(scene: Scene) -> bool:
+    """The round of two clones goes on: all reveal for a sum in which one c1 is twice."""
+    with clones(scene) as (_, attempt):
+        attempt.unmask(*HONEST)
+        return len(attempt.reveals) >= len(HONEST)
 
 
 @attack(

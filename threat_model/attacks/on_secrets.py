@@ -11,6 +11,7 @@ Source: CWE-312, CWE-319, CWE-532, CWE-732; Bonawitz et al. 2017, section 4.
 from __future__ import annotations
 
 import logging
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -223,8 +224,10 @@ def seeds_in_the_coordinators_log(scene: Scene) -> bool:
 def keys_that_others_read(scene: Scene) -> bool:
     """Copies silo a's identity key, which a restored backup left open; the silo goes on with it."""
     with EvilCoordinator(scene) as evil:
-        path = scene.stage.profile("a", "nowhere:1", evil.place("a").parent)
-        (path / "identity.key").chmod(0o644)
+        path = scene.stage.profile("a", "nowhere:1", evil.place("a").parent) / "identity.key"
+        path.chmod(0o644)
         evil.start_one("a", again=True)
         evil.await_ready("a")
-        return True
+        is_open = path.stat().st_mode & stat.S_IROTH
+        in_use = scene.stage.consortium.root / "a" / "identity.key"
+        return bool(is_open) and path.read_bytes() == in_use.read_bytes()

@@ -61,7 +61,7 @@ def anothers_name_in_every_phase(scene: Scene) -> bool:
             except Refused:
                 study.send("c", message)
             study.step("a", "b", "d")
-        return bool(served)
+        return served == 5 if scene.weakened else bool(served)
 
 
 @attack(threat="anothers-name", reason="sender-identity", weakening=BELIEVING)
@@ -92,6 +92,23 @@ def key_box_in_anothers_name(scene: Scene) -> bool:
         )
         study.call("d", "SendKeyBox", api.SendKeyBoxRequest, box=box)
         return bool(waiting.result().box.sender == "c")
+
+
+@attack(threat="anothers-name", reason="sender-identity", weakening=BELIEVING)
+def checkpoints_bytes_in_anothers_name(scene: Scene) -> bool:
+    """Silo d uploads a checkpoint as c's, so that c is to account for it."""
+    with scene.stage.serving(scene.weakening) as server, SealedStudy(scene, server) as study:
+        study.begin()
+        study.outcome()
+        wish = api.CheckpointWish(task=TASK, results=0, need=1)
+        study.later("a", "AskCheckpoint", api.AskCheckpointRequest, wish=wish)
+        study.await_wishes("b")
+        data = os.urandom(64)
+        digest = vector_digest(data, study.session.chunk_bytes)
+        blob = api.Blob(checkpoint=api.Blob.Checkpoint(task=TASK, sender="c", digest=digest))
+        study.call("d", "PutChunk", api.PutChunkRequest, blob=blob, total=len(data), data=data)
+        held = server.directory / "state" / "sessions" / study.session_id.hex()
+        return any(file.read_bytes() == data for file in held.rglob("*") if file.is_file())
 
 
 @attack(threat="anothers-name", reason="sender-identity", weakening=BELIEVING)

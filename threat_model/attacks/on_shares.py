@@ -50,14 +50,17 @@ def deal_badly(study: Study, commitments: Any, boxes: Any) -> None:
     study.send("c", message)
 
 
-def is_opened_in_vain(ended: Result | RoundAborted) -> bool:
-    """Whether silos have revealed what there is no sum for."""
-    return isinstance(ended, RoundAborted) and ended.phase == Phase.UNMASKING
+def is_opened_in_vain(scene: Scene, ended: Result | RoundAborted, *blamed: str) -> bool:
+    """Whether silos have revealed what there is no sum for; else these dealers are blamed."""
+    assert isinstance(ended, RoundAborted)
+    if (ended.phase, ended.blamed) == (Phase.MASKED_INPUT, blamed):
+        scene.refuse("aborted-before-reveal", observed=ended.because)
+    return ended.phase == Phase.UNMASKING
 
 
 @attack(
     threat="unopenable-shares",
-    reason="round-aborted",
+    reason="aborted-before-reveal",
     weakening=replaced("secagg.masking.server:ServerRound._check_dealers", nothing),
 )
 def dealer_of_garbage(scene: Scene) -> bool:
@@ -69,7 +72,7 @@ def dealer_of_garbage(scene: Scene) -> bool:
         message: Any = study.answer("c", study.next("c"))
         boxes = tuple(Box(box.recipient, os.urandom(len(box.sealed))) for box in message.boxes)
         deal_badly(study, message.commitments, boxes)
-        return is_opened_in_vain(study.outcome())
+        return is_opened_in_vain(scene, study.outcome(), "c")
 
 
 @attack(
@@ -101,7 +104,7 @@ def unpinned(_real: Function) -> Function:
 
 @attack(
     threat="wrong-secret",
-    reason="round-aborted",
+    reason="dealer-blamed",
     weakening=replaced("secagg.masking.server:survivor_mask", unpinned),
 )
 def dealer_of_another_secret(scene: Scene) -> bool:
@@ -125,6 +128,8 @@ def dealer_of_another_secret(scene: Scene) -> bool:
         boxes = client._seal_boxes(state, state.adverts, shares, state.tau1)
         deal_badly(study, tuple(shares[n].commitment(n, state.tau1) for n in names), boxes)
         ended = study.outcome()
+        if isinstance(ended, RoundAborted) and ended.blamed == ("c",):
+            raise scene.refuse("dealer-blamed", observed=ended.because)
         return isinstance(ended, Result) and not study.is_sum_of(names)
 
 
@@ -175,7 +180,7 @@ def share_of_another_kind(scene: Scene) -> bool:
 
 @attack(
     threat="framed-dealer",
-    reason="round-aborted",
+    reason="aborted-before-reveal",
     weakening=replaced("secagg.masking.server:ServerRound._check_dealers", nothing),
 )
 def framed_dealer(scene: Scene) -> bool:
@@ -195,4 +200,4 @@ def framed_dealer(scene: Scene) -> bool:
         held = {owner: shares for owner, shares in state.held.items() if owner != A}
         study.silos[B].state = replace(state, commit=message, held=held)
         study.send("b", message)
-        return is_opened_in_vain(study.outcome("a", "b", "c"))
+        return is_opened_in_vain(scene, study.outcome("a", "b", "c"), "a")

@@ -21,12 +21,15 @@ from grpc_health.v1 import health_pb2
 from secagg.coordinator import tls
 from secagg.pki.names import server_dns_name
 from threat_model.attacks.attack import Scene, attack
+from threat_model.attacks.evil_coordinator import EvilCoordinator
 from threat_model.attacks.evil_silo import CALL_SECONDS, Pair, code_of
 from threat_model.attacks.on_certificates import HANDSHAKE
 from threat_model.attacks.stage import CONSORTIUM
 from threat_model.attacks.weak import Function, replaced, usual_suites
 
 ALERT: Final = "tls-handshake"
+TLS_HANDSHAKE: Final = bytes.fromhex("160301")
+"""How each record of a first flight begins: RFC 8446, section 5.1."""
 
 
 def is_heard(scene: Scene, channel: grpc.Channel) -> bool:
@@ -39,8 +42,8 @@ def is_heard(scene: Scene, channel: grpc.Channel) -> bool:
     try:
         check(health_pb2.HealthCheckRequest(), timeout=CALL_SECONDS)
     except grpc.RpcError as error:
-        if code_of(error) == HANDSHAKE:
-            raise scene.refuse(HANDSHAKE, observed=error.details() or "") from None
+        if code_of(error) in (HANDSHAKE, "DEADLINE_EXCEEDED"):  # nobody has said anything to it
+            raise scene.refuse(code_of(error), observed=error.details() or "") from None
     finally:
         channel.close()
     return True
@@ -125,6 +128,32 @@ def tls_1_2(scene: Scene) -> bool:
     with scene.stage.serving(scene.weakening, from_start=True) as server:
         assert handshake(scene, server.port, path, ssl.TLSVersion.TLSv1_3) == "TLSv1.3"
         return handshake(scene, server.port, path, ssl.TLSVersion.TLSv1_2) == "TLSv1.2"
+
+
+def in_the_clear(_real: Function) -> Function:
+    """An SDK that does without TLS."""
+    return lambda address, _credentials: grpc.insecure_channel(address)
+
+
+@attack(
+    threat="plaintext",
+    reason="only-a-handshake",
+    weakening=replaced("client_sdk.channel:_dial", in_the_clear),
+)
+def coordinator_without_tls(scene: Scene) -> bool:
+    """Somebody answers in the coordinator's place without TLS, and reads what silo a says."""
+    with EvilCoordinator(scene) as evil, socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(CALL_SECONDS)
+        evil.listen_at(listener.getsockname()[1])
+        evil.start("a")
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(CALL_SECONDS)
+            said = connection.recv(24)
+        scene.stage.drop_silo("a", weakened=scene.weakened)  # it would try for a long time
+        if said[:3] == TLS_HANDSHAKE:
+            raise scene.refuse("only-a-handshake", "a", said.hex())
+        return said.startswith(b"PRI * HTTP/2.0")
 
 
 def handshake(scene: Scene, port: int, pair: Path, highest: ssl.TLSVersion) -> str | None:

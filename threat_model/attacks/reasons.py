@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 OBSERVED: Final[Mapping[str, str]] = {
+    "aborted-before-reveal": "the attempt ended before anybody revealed, and the dealer is named",
     "box-sealed": "a box holds nothing that can be read without its key",
     "calls-equal": "all silos made the same calls",
     "certificate-has-expired": "TLS refused a certificate after its end",
@@ -18,11 +19,14 @@ OBSERVED: Final[Mapping[str, str]] = {
     "connection-closed": "the coordinator closed a connection that was one too many",
     "found-again": "what was acknowledged is there after a restart",
     "found-nowhere": "secrets were searched for, and are in none of the places",
+    "dealer-blamed": "the attempt ended, and names the dealer of the wrong secret",
     "fresh-masks": "masks of two attempts do not cancel out",
     "handshake-closed": "the coordinator closed connections that did not become any",
     "key-space": "no key of the space that was searched opens it",
     "key-stands": "the session goes on under its key",
+    "masked": "the difference of two uploads is noise",
     "one-share-is-none": "a single share gives no secret",
+    "only-a-handshake": "to a server without TLS a silo said nothing but TLS' first message",
     "only-library-headers": "calls carry no header but gRPC's own",
     "only-listed-fields": "requests hold what is listed, and nothing else",
     "only-self-seeds": "nobody honest revealed a share of a survivor's mask key",
@@ -34,4 +38,5 @@ OBSERVED: Final[Mapping[str, str]] = {
     "sum-exact": "the sum is that of the survivors' updates, whatever one of them sent",
     "tls-handshake": "no handshake came about",
     "unable-to-get-local-issuer-certificate": "TLS found nobody it trusts who signed a certificate",
+    "unsupported-certificate-purpose": "TLS refused a certificate that is for serving alone",
 }

@@ -194,9 +194,14 @@ class Stage:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in (*self._silos.values(), *self._servers.values()):
-            process.kill()
+        self.end()
         self._held.close()
+
+    def end(self) -> None:
+        """End all processes; who wants one gets a new one."""
+        for held in (self._silos, self._servers):
+            while held:
+                held.popitem()[1].kill()  # type: ignore[attr-defined]
 
     def new_directory(self) -> Path:
         """A fresh directory."""
@@ -220,7 +225,8 @@ class Stage:
 
     def drop_silo(self, name: str, *, weakened: bool) -> None:
         """End a process that does not answer; the next who wants it gets a new one."""
-        self._silos.pop((name, weakened)).kill()
+        if (name, weakened) in self._silos:
+            self._silos.pop((name, weakened)).kill()
 
     @contextmanager
     def serving(

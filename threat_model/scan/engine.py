@@ -1,8 +1,8 @@
 """Searching bytes for secrets, in every form that a leak is likely to take.
 
-``scan`` finds a secret in a file, a log or a message as it is, reversed, in hex, in base64 at any
-alignment, as a number, and escaped as Python, JSON and protobuf print bytes. It knows nothing of
-what may be where: whoever calls it judges its findings.
+``scan`` finds a secret in a file, its name, a log or a message as it is, reversed, in hex, in
+base64 at any alignment, as a number, listed, and escaped as Python, JSON and protobuf print bytes.
+It knows nothing of what may be where: whoever calls it judges its findings.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _opened(places: Mapping[str, bytes | Path]) -> Iterator[tuple[str, bytes]]:
         if isinstance(where, bytes):
             yield name, where
         elif where.is_dir():
-            for path in sorted(where.rglob("*")):
+            paths = sorted(where.rglob("*"))
+            yield f"{name} (names)", "\n".join(str(p.relative_to(where)) for p in paths).encode()
+            for path in paths:
                 if path.is_file():
                     yield f"{name}/{path.relative_to(where)}", path.read_bytes()
         else:
@@ -123,7 +125,17 @@ def _pieces(name: str, value: bytes) -> Iterator[bytes]:
     for start in (*range(0, len(value) - PIECE, STRIDE), len(value) - PIECE):
         piece = value[start : start + PIECE]
         if len(set(piece)) > 2:  # runs of zeros are everywhere
-            yield piece
+            yield _bare(piece)
+
+
+def _bare(piece: bytes) -> bytes:
+    """A piece without the zeros around it, which would be looked at in every place; 8 bytes left.
+
+    It is more general, too: what is around a number differs from place to place.
+    """
+    bare = piece.strip(b"\0")
+    start = min(piece.index(bare), len(piece) - MIN_BYTES)
+    return piece[start:][: max(MIN_BYTES, len(bare))]
 
 
 def forms(value: bytes) -> Iterator[tuple[str, bytes]]:
@@ -136,15 +148,18 @@ def forms(value: bytes) -> Iterator[tuple[str, bytes]]:
         yield f"HEX{order}", data.hex().upper().encode()
         yield f"decimal{order}", str(int.from_bytes(data, "big")).encode().ljust(MIN_BYTES)
     for shift in range(3):
-        text = _base64(value, shift)
-        yield f"base64+{shift}", text
-        yield f"base64url+{shift}", text.translate(bytes.maketrans(b"+/", b"-_"))
+        coded = _base64(value, shift)
+        yield f"base64+{shift}", coded
+        yield f"base64url+{shift}", coded.translate(bytes.maketrans(b"+/", b"-_"))
     yield "list", ", ".join(map(str, value)).encode()
+    yield "compact list", ",".join(map(str, value)).encode()
+    printed, *_ = str(np.frombuffer(value, np.uint8)).strip("[]").split("\n")
+    yield "numpy", printed.encode()  # as far as it is one line
     yield "JSON", json.dumps(value.decode("latin-1"))[1:-1].encode()
     escaped = text_encoding.CEscape(value, as_utf8=False)
-    for form, printed in (("Python", repr(value)[2:-1]), ("protobuf", escaped)):
-        yield form, printed.encode()
-        yield f"{form} in JSON", json.dumps(printed)[1:-1].encode()
+    for form, text in (("Python", repr(value)[2:-1]), ("protobuf", escaped)):
+        yield form, text.encode()
+        yield f"{form} in JSON", json.dumps(text)[1:-1].encode()
 
 
 def _base64(value: bytes, shift: int) -> bytes:

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from typing import Any
 
 OURS = ("secagg.", "client_sdk.")
 AROUND = ("random", "secrets", "secagg.crypto.secret", __name__)
-TENSOR_DIGITS = 12
+DIGITS = 12
 
 
 class Recorder:
@@ -201,17 +202,34 @@ def _watch_sharing(recorder: Recorder) -> None:
 
 
 def _watch_updates(recorder: Recorder) -> None:
+    from safetensors.numpy import load
+
     from client_sdk.session import Session
     from secagg.encoding.codec import Codec
     from secagg.ring.expand import apply_masks
 
     @wrap(Session, "aggregate")
     def _(aggregate: Callable[..., Any], self: Any, task: str, tensors: Any, **more: Any) -> Any:
+        about = {"update_of": self.rounds_done + 1}
         for tensor in tensors.values():
-            recorder.secret("tensor", tensor.tobytes())
+            for kind in ("f8", "f4"):
+                recorder.secret("tensor", tensor.astype(f"<{kind}").tobytes(), **about)
             for number in tensor.reshape(-1)[:32].tolist():
-                recorder.secret("tensor", repr(number)[:TENSOR_DIGITS].encode())
+                _number(recorder, "tensor", number, **about)
+        _number(recorder, "weight", more["weight"], **about)
+        for value in more["metrics"].values():
+            _number(recorder, "metric", value, **about)
         return aggregate(self, task, tensors, **more)
+
+    @wrap(Session, "keep_local")
+    def _(keep: Callable[..., Any], self: Any, task: str, about: Any, make: Any) -> Any:
+        def made(metadata: Any) -> Any:
+            data = make(metadata)
+            for tensor in load(data).values():
+                recorder.secret("model", tensor.tobytes(), update_of=self.rounds_done + 1)
+            return data
+
+        return keep(self, task, about, made)
 
     @wrap(Codec, "encode")
     def _(encode: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -221,6 +239,13 @@ def _watch_updates(recorder: Recorder) -> None:
         apply_masks(self.ring, bare, off, kwargs["prg"])
         recorder.secret("encoded-update", bare.tobytes())
         return vector
+
+
+def _number(recorder: Recorder, kind: str, number: float, **about: Any) -> None:
+    """Note a number as it is stored, and as Python and numpy print it."""
+    recorder.secret(kind, struct.pack("<d", number), **about)
+    for text in (repr(number)[:DIGITS], f"{number:.8f}", number.hex()):
+        recorder.secret(kind, text.encode(), **about)
 
 
 def _watch_ckks(recorder: Recorder) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -29,6 +29,12 @@ PUBLIC: Final = {
 """Kinds of values that are drawn and told, and why."""
 
 
+SILO_KILLED: Final = "silo-killed"
+COORDINATOR_KILLED: Final = "coordinator-killed"
+END: Final = "end"
+"""Moments when everybody's disk is copied: in round 2, in round 3, after the last."""
+
+
 @dataclass(frozen=True)
 class Allowance:
     """Secrets that lie in a member's own files by design.
@@ -37,11 +43,19 @@ class Allowance:
         files: pattern below a member's directory; the secret must be one that its process had.
         kinds: patterns of kinds.
         why: for whoever reads this.
+        rounds: where only updates of one round may lie: which, by the moment of the copy.
     """
 
     files: str
     kinds: tuple[str, ...]
     why: str
+    rounds: Mapping[str, int] | None = None
+
+    def covers(self, moment: str, path: str, entry: Entry) -> bool:
+        """Whether a secret may be in a file as it was at a moment."""
+        kinds = any(fnmatch.fnmatch(kind, k) for kind in entry.kinds for k in self.kinds)
+        in_time = self.rounds is None or self.rounds.get(moment) in entry.update_of
+        return kinds and in_time and fnmatch.fnmatch(path, self.files)
 
 
 BY_DESIGN: Final = (
@@ -52,8 +66,15 @@ BY_DESIGN: Final = (
     ),
     Allowance(
         "state/sessions/*/update-*.safetensors",
-        ("tensor",),
+        ("tensor", "weight", "metric"),
         "the silo's own update, until its round is over: what a restart submits again",
+        {SILO_KILLED: 2, COORDINATOR_KILLED: 3},
+    ),
+    Allowance(
+        "state/sessions/*/local-*.safetensors",
+        ("model",),
+        "the silo's own model in training, as long",
+        {SILO_KILLED: 2, COORDINATOR_KILLED: 3},
     ),
     Allowance(
         "keys/*",
@@ -71,11 +92,13 @@ class Entry:
         kinds: the functions that made it.
         owners: the processes that had it.
         share: of a share or its salt: whose, for whom, which, in which attempt.
+        update_of: of an update: the rounds that it was for.
     """
 
     kinds: frozenset[str]
     owners: frozenset[str]
     share: dict[str, Any] | None
+    update_of: frozenset[int] = frozenset()
 
     def __str__(self) -> str:
         """Who had it, and what it is: never the value."""
@@ -110,6 +133,7 @@ class Drawn:
             known.kinds | {record["kind"]},
             known.owners | {record["who"]},
             known.share or (record if "share" in record else None),
+            known.update_of | ({record["update_of"]} if "update_of" in record else set()),
         )
 
     def secrets(self, public: Iterable[str]) -> dict[bytes, Entry]:
@@ -137,9 +161,7 @@ def by_design(finding: Finding, entry: Entry, drawn: Drawn) -> bool:
     if place.startswith("wire/request.Send.unmasking.") and entry.share is not None:
         *_, attempt, holder = place.split(".")
         return finding.form == "raw" and drawn.reveals(holder, attempt, entry.share)
-    where, _, name, path = (*place.split("/", 3), "", "", "")[:4]
+    where, moment, name, path = (*place.split("/", 3), "", "", "")[:4]
     return (where, name in entry.owners) == ("disk", True) and any(
-        fnmatch.fnmatch(path, rule.files)
-        and any(fnmatch.fnmatch(kind, k) for kind in entry.kinds for k in rule.kinds)
-        for rule in BY_DESIGN
+        rule.covers(moment, path, entry) for rule in BY_DESIGN
     )

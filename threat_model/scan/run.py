@@ -1,11 +1,12 @@
 """Real sessions, searched for every secret that was drawn in them.
 
-Four silos and a coordinator play three rounds, all logging what they can. In round 2 silo d is
-killed after it has shared its keys, so its mask key is rebuilt. In round 3 the coordinator is
-killed while silos reveal their shares, and started again on what its disk kept. Everybody's disk is
-copied at these moments and at the end. ``prelude`` writes down what each process drew; then all is
-searched: the copies, the logs, every message in the clear as the coordinator's handlers saw it, and
-the bytes that a proxy on the line recorded. ``rules`` says what may be where.
+Four silos and a coordinator play three rounds of a mean, with weights, metrics and models kept in
+training, all logging what they can. In round 2 silo d is killed after it has shared its keys, so
+its mask key is rebuilt. In round 3 the coordinator is killed while silos reveal their shares, and
+started again on what its disk kept. Everybody's disk is copied at these moments and at the end.
+``prelude`` writes down what each process drew; then all is searched: the copies, the logs, every
+message in the clear as the coordinator's handlers saw it, and the bytes that a proxy on the line
+recorded. ``rules`` says what may be where.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from client_sdk.profile import load_profile
 from secagg.config import (
     Clip,
     MaskPrg,
+    Metric,
     Protection,
     SessionConfig,
     TaskConfig,
@@ -48,8 +50,15 @@ from secagg.suite import Suite
 from secagg.wire._pb import service_pb2 as api
 from secagg.wire.session import config_to_wire
 from threat_model.scan.engine import Finding, scan
-from threat_model.scan.rules import PUBLIC, Drawn, by_design
-from threat_model.scan.silo import TASK, Orders
+from threat_model.scan.rules import (
+    COORDINATOR_KILLED,
+    END,
+    PUBLIC,
+    SILO_KILLED,
+    Drawn,
+    by_design,
+)
+from threat_model.scan.silo import HEAVIEST, LOSS, TASK, Orders
 from threat_model.scan.tap import Line
 
 SILOS: Final = ("a", "b", "c", "d")
@@ -162,7 +171,7 @@ class Run:
                 self._kill_two()
             self._await("end", lambda: all(self._processes[n].poll() == 0 for n in SILOS))
             self._kill(COORDINATOR)  # a stop would fold the journal's log into its database
-            self._copy("end")
+            self._copy(END)
 
     # The play.
 
@@ -183,12 +192,13 @@ class Run:
         seals = self._protection.seals
         task = TaskConfig(
             name=TASK,
-            weighting=Weighting.SUM,
+            weighting=Weighting.MEAN,
             rounds=self._rounds,
             ring_bits=None if seals else 64,
             bound=2.0,
             clip=Clip.NONE,
-            weight_cap=1.0,
+            weight_cap=HEAVIEST,
+            metrics=(Metric(LOSS, 2.0),),
         )
         return SessionConfig(
             name="scanned",
@@ -238,13 +248,13 @@ class Run:
     def _kill_two(self) -> None:
         """See silo d killed and kill the coordinator; both are started again."""
         self._await("kill of a silo", lambda: self._processes[DIES].poll() == -signal.SIGKILL)
-        self._copy("silo-killed")
+        self._copy(SILO_KILLED)
         self._start_silo(replace(self._orders(DIES), dies=(0, "")))
         self._await("silo that waits", self._mark.exists)
         kind = "unmasking" if self._protection.masks else "masked_input"
         self._await(f"{kind} message", lambda: self._has_come(kind))
         self._kill(COORDINATOR)
-        self._copy("coordinator-killed")
+        self._copy(COORDINATOR_KILLED)
         self._serve()
         self._mark.unlink()
 
