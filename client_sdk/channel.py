@@ -147,7 +147,7 @@ class Channel:
         self._line = _Line(_dial(self._address, self._credentials))
         self._lines = [self._line]
         try:
-            self._check_certificate()
+            self._check_certificate()  # CHECK: own-certificate-at-start
         except CredentialError:
             self.close()
             raise
@@ -202,7 +202,7 @@ class Channel:
         flying: list[tuple[Request, Any, _Line]] = []
         try:
             for request in requests:
-                self._check_certificate()
+                self._check_certificate()  # CHECK: own-certificate-in-flight
                 line, stub = self._pick_up(method)
                 with self._unless_closed():
                     flying.append((request, stub.future(request, timeout=CALL_SECONDS), line))
@@ -225,7 +225,7 @@ class Channel:
             self._put_down(line)
 
     def _attempt(self, method: str, request: Request, seconds: float) -> Any:
-        self._check_certificate()
+        self._check_certificate()  # CHECK: own-certificate-each-call
         return self._invoke(method, request, seconds)
 
     def _invoke(self, method: str, request: Request, seconds: float) -> Any:
@@ -256,7 +256,7 @@ class Channel:
         """
         self._take_up_renewal()
         now, credentials = self._now(), self._credentials
-        credentials.check_validity(now)
+        credentials.check_validity(now)  # CHECK: own-certificate-validity
         if self._reminder.due(credentials, now):
             log.warning("%s", credentials.ending(now))
 

@@ -36,7 +36,7 @@ from secagg.coordinator.standing import Means
 from secagg.coordinator.tls import ServerCertificate
 from secagg.crypto.sign import IdentityKey
 from secagg.disk import LocalDisk
-from secagg.errors import EXIT_CODES, ConfigError, CredentialError, SecaggError
+from secagg.errors import EXIT_CODES, ConfigError, SecaggError
 from secagg.pki.credentials import load_credentials
 from secagg.pki.names import Role
 
@@ -87,8 +87,7 @@ async def serve(settings: Settings, announce: Callable[[int], None]) -> bool:
     credentials = load_credentials(
         settings.credentials, now=datetime.now(UTC), role=Role.COORDINATOR
     )
-    if credentials.identity_key is None:  # CHECK: coordinator-key
-        raise CredentialError("key-malformed", "The coordinator has no identity key.")
+    assert credentials.identity_key is not None  # admins alone have none
     manifests = Manifests(credentials)
     disk = LocalDisk(settings.state)
     with disk.lock(), closing(SqliteJournal(settings.state)) as journal:

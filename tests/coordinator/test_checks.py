@@ -7,12 +7,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 from secagg.config import Phase, Protection, SiloId
 from secagg.coordinator.calls import METHODS
+from secagg.coordinator.identity import IdentityRefused, caller
 from secagg.coordinator.limits import Limits
 from secagg.coordinator.records import parse
 from secagg.coordinator.retrace import restore
@@ -281,3 +283,10 @@ def test_a_session_begins_with_its_creation(tmp_path: Path) -> None:
     world.journal.append(another, rows[0], lasting=True)
     with pytest.raises(StorageDamaged, match="has no beginning"):
         Sessions(world.means).restore(world.now)
+
+
+@pytest.mark.parametrize("pems", [(), (b"one", b"another")])
+def test_a_caller_has_one_certificate(pems: tuple[bytes, ...]) -> None:
+    context = SimpleNamespace(auth_context=lambda: {"x509_pem_cert": list(pems)})
+    with refused(IdentityRefused, "identity-no-certificate"):
+        caller(cast(Any, context), lambda: pytest.fail("looked further"))
