@@ -150,7 +150,7 @@ ALWAYS: list[tuple[tuple[str, ...], Any, str]] = [
     (("deaths", "coordinator"), 1, "the coordinator died 1 times"),
     (("deaths", "silo"), 5, "silos died 5 times"),
     (("last_life", SLOPE), 1.0, "coordinator: memory grows"),
-    (("silo", "silo-2", SLOPE), 1.0, "silo-2: memory grows"),
+    (("silo", "silo-2", SLOPE), 4.0, "silo-2: memory grows"),
     (("coordinator", *GROWN), 9, "coordinator: 9 descriptors"),
     (("silo", "silo-2", *GROWN), 9, "silo-2: 9 descriptors"),
     (("state_bytes", "coordinator", "max"), verdict.MAX_STATE + 1, "coordinator: 33554433 bytes"),

@@ -15,7 +15,9 @@ ROUNDS_A_MINUTE = 30
 DELIVERED = 0.8
 """The least share of the kills that were due; of the drops, a half of this: some have no effect."""
 MAX_SLOPE = 1.0
-"""MiB of a process's memory per 1,000 rounds."""
+"""MiB of the coordinator's memory per 1,000 rounds."""
+SILO_SLOPE = 4.0
+"""MiB of a silo's memory per 1,000 rounds: it has its ledger there, some 2 KiB an attempt."""
 MAX_GROWN = 8
 """Descriptors by which a life may end above where it began: connections come and go."""
 MAX_STATE = 32 * 2**20
@@ -48,7 +50,8 @@ def _not_played(report: dict[str, Any]) -> Iterator[str]:
 
 def _grown(report: dict[str, Any]) -> Iterator[str]:
     for name, slope in _slopes(report).items():
-        if slope is not None and slope >= MAX_SLOPE:
+        most = MAX_SLOPE if name == "coordinator" else SILO_SLOPE
+        if slope is not None and slope >= most:
             yield f"{name}: memory grows by {slope:.2f} MiB per 1,000 rounds"
     for name, grown in _descriptors(report).items():
         if grown is not None and grown > MAX_GROWN:
