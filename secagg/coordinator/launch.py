@@ -14,13 +14,20 @@ CIPHER_SUITES: Final = "ECDHE-RSA-AES128-GCM-SHA256"
 """The one suite of TLS 1.2 on offer needs an RSA key, which our certificates never have: what is
 left is TLS 1.3."""
 _PR_SET_DUMPABLE: Final = 4
+_M_ARENA_MAX: Final = -8
+_ARENAS: Final = 2
+"""Heaps of the C library: by default there are eight a core, and what gRPC's and our threads free
+in one is of no use to another, so that memory grows in steps for hours."""
 
 
 def _harden() -> None:
-    """Leave no core file, which would hold revealed shares, and take all descriptors there are."""
+    """Leave no core file, which would hold revealed shares; take all descriptors, and few heaps."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # a core that is piped to a handler knows no limit
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        libc = ctypes.CDLL(None)
+        libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+        if hasattr(libc, "mallopt"):  # glibc
+            libc.mallopt(_M_ARENA_MAX, _ARENAS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
