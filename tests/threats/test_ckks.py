@@ -35,8 +35,8 @@ from secagg.ring.expand import masked
 from secagg.ring.vectors import PowerRing, PrimeRing, Vector
 from secagg.simulation import TASK, Federation, Lie, RoundResult, Script
 from secagg.suite import SUMS_PER_KEY, KeyName, Parameters, Suite
+from threat_model.attacks import sight
 
-from . import harness
 from .harness import FOUR, A, Attempt, B, C, D, nothing, refused, weakened, without
 
 SUITE = Suite.CKKS_54
@@ -384,7 +384,7 @@ def test_carries_of_masks() -> None:
 
     with (
         weakened(client, "ring_of", lambda *_: PowerRing(64)),
-        weakened(harness, "ring_of", lambda *_: PowerRing(64)),
+        weakened(sight, "ring_of", lambda *_: PowerRing(64)),
     ):
         one, total, reduced = attack()
     above = one.vectors[A] > reduced

@@ -25,8 +25,9 @@ from secagg.masking.uploads import Uploaded
 from secagg.ring.expand import Mask
 from secagg.ring.vectors import Vector
 from secagg.simulation import TASK, Arrival, Federation, Lie, RoundResult, Script
+from threat_model.attacks.sight import KEY
 
-from .harness import FIVE, FOUR, KEY, A, Attempt, B, C, D, E, nothing, refused, same, weakened
+from .harness import FIVE, FOUR, A, Attempt, B, C, D, E, nothing, refused, same, weakened
 
 REST = (A, B, C, E)
 HELD = {name: {"x": np.full(4, (i + 1) / 16)} for i, name in enumerate(FIVE)}

@@ -18,12 +18,11 @@ from secagg.masking.messages import Consistency, RevealedShare, ShareKind, Signa
 from secagg.masking.shares import HeldShares
 from secagg.masking.unmask import rebuild
 from secagg.simulation import Federation
+from threat_model.attacks.sight import KEY, SEED
 
 from .harness import (
     FIVE,
     FOUR,
-    KEY,
-    SEED,
     SIX,
     A,
     Attempt,

@@ -16,12 +16,11 @@ from secagg.masking import transcript
 from secagg.masking.ledger import MemoryLedger
 from secagg.masking.messages import AdvertiseKeys, Descriptor, Signatures
 from secagg.simulation import Federation, Script, Silo
+from threat_model.attacks.sight import KEY, SEED
 
 from .harness import (
     FIVE,
     FOUR,
-    KEY,
-    SEED,
     A,
     Attempt,
     B,

@@ -16,8 +16,9 @@ from secagg.masking import masks
 from secagg.masking.masks import pair_mask
 from secagg.ring.vectors import Vector
 from secagg.simulation import Federation
+from threat_model.attacks.sight import SEED
 
-from .harness import RING, SEED, A, Attempt, B, C, same, weakened
+from .harness import RING, A, Attempt, B, C, same, weakened
 
 BITS = 16
 WORDS = 4

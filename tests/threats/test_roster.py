@@ -24,23 +24,9 @@ from secagg.masking.messages import (
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares
 from secagg.masking.unmask import rebuild
 from secagg.simulation import Federation
+from threat_model.attacks.sight import KEY, SEED
 
-from .harness import (
-    BASE,
-    FOUR,
-    KEY,
-    SEED,
-    A,
-    Attempt,
-    B,
-    C,
-    D,
-    nothing,
-    refused,
-    same,
-    weakened,
-    without,
-)
+from .harness import BASE, FOUR, A, Attempt, B, C, D, nothing, refused, same, weakened, without
 
 FIELD = 2**255 - 19
 OTHERS = (B, C, D)

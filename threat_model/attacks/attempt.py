@@ -2,50 +2,41 @@
 
 Honest silos are processes with the SDK; ``tell`` sends one a broadcast and returns its answer.
 Colluding silos are the product's own functions, run here, with their states in the adversary's
-hands. The arithmetic (``total``, ``read``) uses only what was sent, and what colluders hold.
+hands. The adversary's arithmetic is ``sight``'s.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from secagg.config import SiloId, silo_id
 from secagg.crypto.digest import vector_digest
-from secagg.crypto.keys import KeyPair
-from secagg.crypto.labels import SIGN_CONSISTENCY, SIGN_DESCRIPTOR
 from secagg.crypto.secret import Secret
 from secagg.crypto.sign import IdentityKey
 from secagg.masking import client, transcript
-from secagg.masking.graph import neighbours
 from secagg.masking.ledger import MemoryLedger
-from secagg.masking.masks import pair_mask, self_mask
 from secagg.masking.messages import (
-    AdvertiseKeys,
-    Consistency,
-    Dealing,
     Dealt,
     Descriptor,
     MaskedInput,
     Result,
     Roster,
-    ShareKeys,
     ShareKind,
     Signatures,
     Survivors,
     Unmasking,
 )
 from secagg.masking.server import Opening, describe
-from secagg.masking.unmask import orphan_masks, rebuild, survivor_mask
-from secagg.ring.expand import Mask, apply_masks, masked
-from secagg.ring.vectors import Vector, ring_of
+from secagg.masking.shares import HeldShares
+from secagg.ring.expand import masked
+from secagg.ring.vectors import Vector
 from secagg.suite import KeyName
 from threat_model.attacks.evil_coordinator import TASK, EvilCoordinator
+from threat_model.attacks.sight import Sight
 from threat_model.attacks.weak import nothing, replaced
 
-SEED, KEY = ShareKind.SELF_SEED, ShareKind.MASK_KEY
 _COMPLAISANT = replaced("secagg.masking.client:_refuse", nothing)
 """Colluders refuse nothing."""
 
@@ -97,7 +88,7 @@ class Colluder:
         return reply
 
 
-class Attempt:
+class Attempt(Sight):
     """One attempt at a round of an evil coordinator's session.
 
     Args:
@@ -119,17 +110,12 @@ class Attempt:
         key: KeyName | None = None,
         **changes: Any,
     ) -> None:
+        super().__init__(evil.session, TASK, evil.identity)
         self.evil = evil
         self.names = tuple(silo_id(name) for name in cohort or evil.session.silos)
         self.colluders = colluders or {n: Colluder(evil, n) for n in sorted(evil.colluders)}
         self.round = len(evil.results) + 1
         self.expected = client.Expected(TASK, self.round, evil.base, key=key)
-        self.ring = ring_of(evil.session, TASK)
-        self.adverts: dict[SiloId, AdvertiseKeys] = {}
-        self.dealings: dict[SiloId, ShareKeys] = {}
-        self.commits: dict[SiloId, MaskedInput] = {}
-        self.uploads: dict[SiloId, Vector] = {}
-        self.reveals: list[Unmasking] = []
         opening = Opening(
             evil.session,
             evil.session_id,
@@ -144,11 +130,20 @@ class Attempt:
         )
         self.descriptor = self.signed(describe(opening, evil.identity, os.urandom), **changes)
 
-    def signed(self, descriptor: Descriptor, **changes: Any) -> Descriptor:
-        """A descriptor with these changes, signed by the coordinator."""
-        changed = replace(descriptor, **changes)
-        tau0 = transcript.round_transcript(changed)
-        return replace(changed, signature=self.evil.identity.sign(SIGN_DESCRIPTOR, tau0, b""))
+    def identity_of(self, colluder: SiloId) -> IdentityKey:
+        """A colluder's signing key."""
+        return self.colluders[colluder].member.identity
+
+    def held_by(self, colluder: SiloId) -> Mapping[SiloId, HeldShares]:
+        """What a colluder holds, if it came so far."""
+        held: Mapping[SiloId, HeldShares] = getattr(self.colluders[colluder].state, "held", {})
+        return held
+
+    def shares(
+        self, owner: str, kind: ShareKind, colluders: Iterable[SiloId] = ()
+    ) -> dict[SiloId, Secret]:
+        """As ``Sight.shares``, with those of all colluders."""
+        return super().shares(owner, kind, colluders or self.colluders)
 
     # What silos do.
 
@@ -261,115 +256,3 @@ class Attempt:
             tuple(commit.seed for commit in chosen.commits if commit.seed),
         )
         return self.evil.sign_result(unsigned)
-
-    @property
-    def roster(self) -> Roster:
-        """Every advert, as it was signed."""
-        return Roster(tuple(self.adverts[name] for name in sorted(self.adverts)))
-
-    def dealt(self, holder: SiloId, dealers: Iterable[str] | None = None) -> Dealt:
-        """What one holder gets of these dealers' shares (of everybody's)."""
-        names = [silo_id(name) for name in sorted(dealers or self.dealings)]
-        return Dealt(
-            tuple(
-                Dealing(
-                    name,
-                    self.dealings[name].commitments,
-                    self.dealings[name].boxes_digest(),
-                    self.box(name, holder),
-                    self.dealings[name].signature,
-                )
-                for name in names
-            )
-        )
-
-    def box(self, dealer: SiloId, holder: SiloId) -> bytes | None:
-        """A dealer's box for a holder."""
-        boxes = {box.recipient: box.sealed for box in self.dealings[dealer].boxes}
-        return boxes.get(holder)
-
-    def survivors(self, *names: str) -> Survivors:
-        """These silos' commits, as they were signed."""
-        return Survivors(tuple(self.commits[silo_id(name)] for name in sorted(names)))
-
-    def forge(self, colluder: str, survivors: Survivors) -> Consistency:
-        """A colluder's signature over any survivors."""
-        name = silo_id(colluder)
-        body = Consistency(name, bytes(64)).body()
-        tau3 = transcript.survivors_transcript(self.tau2, survivors.commits)
-        key = self.colluders[name].member.identity
-        return Consistency(name, key.sign(SIGN_CONSISTENCY, tau3, body))
-
-    # What the coordinator can compute.
-
-    @property
-    def tau1(self) -> bytes:
-        """τ1."""
-        tau0 = transcript.round_transcript(self.descriptor)
-        return transcript.roster_transcript(tau0, self.roster.adverts)
-
-    @property
-    def tau2(self) -> bytes:
-        """τ2."""
-        bodies = {name: message.body() for name, message in sorted(self.dealings.items())}
-        return transcript.dealt_transcript(self.tau1, bodies)
-
-    def shares(self, owner: SiloId, kind: ShareKind) -> dict[SiloId, Secret]:
-        """The shares of one kind that were revealed, and those that colluders hold."""
-        found = {
-            message.sender: share.share
-            for message in self.reveals
-            for share in message.shares
-            if (share.owner, share.kind) == (owner, kind)
-        }
-        for name, colluder in self.colluders.items():
-            held = getattr(colluder.state, "held", {})
-            if owner in held:
-                found[name] = held[owner].reveal(kind).share
-        return found
-
-    def secret(self, owner: str, kind: ShareKind) -> Secret:
-        """A secret from the shares of its kind; needs t of them."""
-        name = silo_id(owner)
-        shares = self.shares(name, kind)
-        assert len(shares) >= self.descriptor.threshold, f"{len(shares)} shares of {name}"
-        return rebuild(name, shares, tuple(sorted(self.adverts)), self.descriptor.threshold)
-
-    def total(self, survivors: Iterable[str]) -> Vector:
-        """The sum of these uploads without their masks; everybody else in U2 is an orphan."""
-        names = tuple(silo_id(name) for name in sorted(survivors))
-        prg, tau1 = self.evil.session.mask_prg, self.tau1
-        masks: list[Mask] = []
-        for owner in self.dealings:
-            if owner in names:
-                masks.append(
-                    survivor_mask(self.adverts[owner], self.secret(owner, SEED), tau1, prg)
-                )
-            else:
-                key = self.secret(owner, KEY)
-                masks += orphan_masks(self.adverts[owner], key, self.adverts, names, tau1, prg)
-        total = self.ring.zeros(self.evil.codec.length)
-        for name in names:
-            self.ring.add(total, self.uploads[name])
-        return self.strip(total, masks)
-
-    def read(self, victim: str, seed: Secret, key: Secret) -> Vector:
-        """One silo's upload without its masks, from both of its secrets."""
-        name = silo_id(victim)
-        own = self_mask(seed, name, self.tau1, self.evil.session.mask_prg)
-        return self.strip(self.uploads[name], [own.inverse(), *self.pair_masks(victim, key)])
-
-    def pair_masks(self, victim: str, key: Secret) -> list[Mask]:
-        """What takes the masks of a silo's pairs off, from its mask key."""
-        name, pair = silo_id(victim), KeyPair.from_private(key)
-        prg, tau1 = self.evil.session.mask_prg, self.tau1
-        return [
-            pair_mask(pair, name, peer, self.adverts[peer].mask_key, tau1, prg).inverse()
-            for peer in neighbours(tuple(sorted(self.dealings)), name)
-        ]
-
-    def strip(self, words: Vector, masks: Sequence[Mask]) -> Vector:
-        """The words with masks applied."""
-        bare = words.copy()
-        apply_masks(self.ring, bare, masks, self.evil.session.mask_prg)
-        return bare

@@ -34,7 +34,7 @@ from secagg.pki.manifest import SignedManifest
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
 from threat_model.attacks.attack import Scene, attack
-from threat_model.attacks.attempt import KEY, SEED, Attempt, Colluder
+from threat_model.attacks.attempt import Attempt, Colluder
 from threat_model.attacks.evil_coordinator import (
     BOUND,
     TASK,
@@ -42,6 +42,7 @@ from threat_model.attacks.evil_coordinator import (
     make_session,
     secret_values,
 )
+from threat_model.attacks.sight import KEY, SEED
 from threat_model.attacks.weak import Function, nothing, replaced, without
 
 GHOSTS = ("ghost-1", "ghost-2", "ghost-3")

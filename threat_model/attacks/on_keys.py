@@ -8,6 +8,7 @@ machines that draw alike.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -30,8 +31,9 @@ from secagg.masking.messages import (
 from secagg.masking.shares import HeldShares, deal, open_shares, seal_shares, share_commitment
 from secagg.masking.unmask import rebuild
 from threat_model.attacks.attack import Scene, attack
-from threat_model.attacks.attempt import KEY, SEED, Attempt
+from threat_model.attacks.attempt import Attempt
 from threat_model.attacks.evil_coordinator import EvilCoordinator, make_session
+from threat_model.attacks.sight import KEY, SEED
 from threat_model.attacks.weak import Function, as_is, nothing, replaced, without
 
 A, B, C, D, E = (silo_id(name) for name in "abcde")
@@ -215,9 +217,11 @@ class Reused(Attempt):
         super().__init__(*given, **named)
         self._known = known
 
-    def secret(self, owner: str, kind: Any) -> Secret:
+    def secret(self, owner: str, kind: Any, colluders: Iterable[SiloId] = ()) -> Secret:
         """What was rebuilt in this attempt, or before."""
-        return self._known if (owner, kind) == (B, KEY) else super().secret(owner, kind)
+        if (owner, kind) == (B, KEY):
+            return self._known
+        return super().secret(owner, kind, colluders)
 
 
 @attack(

@@ -18,13 +18,14 @@ from secagg.crypto.secret import Secret
 from secagg.masking.masks import pair_mask, self_mask
 from secagg.ring.vectors import Vector
 from threat_model.attacks.attack import Scene, attack
-from threat_model.attacks.attempt import KEY, SEED, Attempt
+from threat_model.attacks.attempt import Attempt
 from threat_model.attacks.evil_coordinator import (
     LENGTH,
     EvilCoordinator,
     make_session,
     secret_values,
 )
+from threat_model.attacks.sight import KEY, SEED
 from threat_model.attacks.weak import Function, replaced
 
 A, B, C = (silo_id(name) for name in "abc")

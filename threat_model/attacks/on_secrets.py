@@ -26,9 +26,10 @@ from secagg.crypto.labels import SELF_SEED
 from secagg.errors import MalformedMessage
 from secagg.masking.messages import Roster, Signatures, Unmasking
 from threat_model.attacks.attack import Scene, attack
-from threat_model.attacks.attempt import SEED, Attempt
+from threat_model.attacks.attempt import Attempt
 from threat_model.attacks.evil_coordinator import EvilCoordinator, make_session
 from threat_model.attacks.evil_silo import Study
+from threat_model.attacks.sight import SEED
 from threat_model.attacks.weak import Function, nothing, replaced
 from threat_model.scan.engine import scan
 

@@ -18,8 +18,9 @@ from secagg.crypto.keys import KeyPair
 from secagg.masking import client
 from secagg.masking.messages import Consistency, MaskedInput, Signatures, Unmasking
 from threat_model.attacks.attack import Scene, attack
-from threat_model.attacks.attempt import KEY, Attempt
+from threat_model.attacks.attempt import Attempt
 from threat_model.attacks.evil_coordinator import EvilCoordinator, make_session
+from threat_model.attacks.sight import KEY
 from threat_model.attacks.weak import Function, replaced, without
 
 VIEWS: Mapping[str, str] = {"a": "abef", "b": "abdf", "c": "abcf", "d": "abdf", "e": "abef"}
