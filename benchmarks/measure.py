@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.floors import Floor
+from benchmarks.memory import resident
 
 T = TypeVar("T")
 SECONDS = 0.3
@@ -149,13 +150,3 @@ def _reset_peak() -> bool:
     except OSError:
         return False
     return True
-
-
-def resident(what: str, pid: int | str = "self") -> int:
-    """A process's resident memory in bytes: ``VmRSS`` now, ``VmHWM`` at its peak.
-
-    Not ``ru_maxrss``: a child's begins at the peak of the process that spawned it.
-    """
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    line = next(line for line in lines if line.startswith(what))
-    return int(line.split()[1]) * 1024

@@ -25,7 +25,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.floors import addition, copy, keystream
-from benchmarks.measure import measure, record, resident, seconds_of
+from benchmarks.measure import measure, record, seconds_of
+from benchmarks.memory import resident
 from secagg.ckks.codec import SealedCodec
 from secagg.ckks.sealing import Sealer
 from secagg.config import Clip, MaskPrg, TaskConfig, Weighting

@@ -26,7 +26,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.measure import resident
+from benchmarks.memory import resident
 from benchmarks.peers import show
 from benchmarks.peers.silo import CHUNK_BYTES, SESSION
 from client_sdk.channel import Channel

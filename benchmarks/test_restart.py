@@ -22,7 +22,8 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.floors import Floor
-from benchmarks.measure import measure, resident
+from benchmarks.measure import measure
+from benchmarks.memory import resident
 from secagg.config import (
     Clip,
     MaskPrg,

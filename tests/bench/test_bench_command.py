@@ -224,7 +224,8 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A checkout whose suite is a few sums, with the real one's machinery."""
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "benchmarks").mkdir()
-    for name in ("__init__.py", "conftest.py", "floors.py", "measure.py", "pytest.ini"):
+    files = ("__init__.py", "conftest.py", "floors.py", "measure.py", "memory.py", "pytest.ini")
+    for name in files:
         shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks" / name)
     (tmp_path / "benchmarks/test_sums.py").write_text(SUITE)
     monkeypatch.setattr(bench, "suite", lambda: tmp_path)

@@ -39,6 +39,7 @@ from typing import Any
 
 import grpc
 
+from benchmarks.memory import resident
 from secagg.config import Protection
 from secagg.coordinator.calls import METHODS, How
 from secagg.pki.names import Role
@@ -241,12 +242,9 @@ def _allowed(call: Call, status: grpc.StatusCode, code: str | None) -> bool:
     return status in DOCUMENTED and code is not None
 
 
-def resident(server: Server) -> float:
-    """VmRSS of the server's process, in MiB."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    match = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert match is not None
-    return round(int(match[1]) / 1024, 1)
+def mebibytes(server: Server) -> float:
+    """What the server's process has in memory."""
+    return round(resident("VmRSS", server.process.pid) / 2**20, 1)
 
 
 def profiles(consortium: Consortium, server: Server) -> dict[str, Path]:
@@ -350,11 +348,11 @@ def _fire(
         report.fired += 1
         rounds.reach(report.fired // CALLS_A_ROUND, CALL_SECONDS)
         if number % max(1, calls // 10) == 0:
-            report.rss_mebibytes.append(resident(server))
+            report.rss_mebibytes.append(mebibytes(server))
             say(f"{number} calls, {rounds.exact} rounds, {report.rss_mebibytes[-1]} MiB")
     fire.drain()
     report.seconds = round(time.monotonic() - began, 1)
-    report.rss_mebibytes.append(resident(server))
+    report.rss_mebibytes.append(mebibytes(server))
     report.lives = server.process.poll() is None
 
 

@@ -15,8 +15,9 @@ os.environ["GRPC_SSL_CIPHER_SUITES"] = CIPHER_SUITES  # read when grpc is first 
 
 import grpc
 
+from benchmarks.memory import resident
+
 from . import helper
-from .figures import peak_bytes
 
 
 class Echo(grpc.GenericRpcHandler):
@@ -42,7 +43,7 @@ async def serve(spec: dict[str, Any], ready: Callable[[], None], stop: threading
     ready()
     await asyncio.to_thread(stop.wait)
     await server.stop(0.1)
-    return {"peak_bytes": peak_bytes(os.getpid())}
+    return {"peak_bytes": resident("VmHWM")}
 
 
 if __name__ == "__main__":

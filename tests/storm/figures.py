@@ -36,14 +36,6 @@ def latencies(samples: Iterable[Sample]) -> dict[str, Any]:
     return {"calls": len(seen)} | rounded
 
 
-def peak_bytes(pid: int) -> int:
-    """The most memory that a process has had."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError(f"the kernel says nothing of {pid}'s memory")
-
-
 @dataclass(frozen=True, slots=True)
 class Work:
     """How processes fared on the machine's cores.

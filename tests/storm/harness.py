@@ -20,6 +20,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from benchmarks.memory import resident
 from secagg.pki.names import Role, server_dns_name
 from secagg.wire import session as wire_session
 from secagg.wire._pb import service_pb2 as api
@@ -103,7 +104,7 @@ class Storm:
         with self._silos() as self._honest:
             before = figures.descriptors(self._pid)
             coordinator = self._measured(self._server.port, self._storm_here)
-            coordinator["peak_mib"] = round(figures.peak_bytes(self._pid) / 2**20, 1)
+            coordinator["peak_mib"] = round(resident("VmHWM", self._pid) / 2**20, 1)
             floor = self._floor() if self._plan.floor else None
             went_on = self._play_on()
             coordinator["descriptors"] = {"before": before, "afterwards": self._calmed(before)}

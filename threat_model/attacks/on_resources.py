@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import grpc
 
+from benchmarks.memory import resident
 from secagg.config import TaskConfig
 from secagg.coordinator.sqlite import DATABASE
 from secagg.coordinator.state import State
@@ -387,19 +387,12 @@ def headers_without_end(scene: Scene) -> bool:
 def message_of_two_gigabytes(scene: Scene) -> bool:
     """Silo b declares a message of 2 GiB, and has the coordinator hold all of it that has come."""
     with connecting(scene) as study, connect(study, "b") as raw:
-        before, sent = resident(study.server), bytes(BOMB)
+        before, sent = resident("VmRSS", study.server.process.pid), bytes(BOMB)
         stream = raw.call("PutChunk")
         taken = raw.send(stream, frame(sent, declared=2**31 - 1))
         if stream in raw.ended:
             answered(scene, raw, stream)
-        return taken > BOMB and resident(study.server) - before > BOMB // 2
-
-
-def resident(server: Serving) -> int:
-    """Memory of a coordinator's process, in bytes."""
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1]) * 1024
+        return taken > BOMB and resident("VmRSS", study.server.process.pid) - before > BOMB // 2
 
 
 @attack(threat="length-bomb", reason="RESOURCE_EXHAUSTED", weakening=ANY_LENGTH)
