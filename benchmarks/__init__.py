@@ -8,6 +8,7 @@ kept, compared and published; times stand beside it. Results are checked: a fast
     floors      what the floors are
     measure     a benchmark and its floor in turn, with the peak of memory
     memory      a process's resident memory
+    stage       a consortium, and its session up to masked vectors
     cases       which sizes run always and which (``full``) are left out of --quick
     conftest    one core, --quick, --group, what was skipped
     table       the README's table from the JSON; a benchmark with a ``headline`` has a row in it

@@ -9,12 +9,10 @@ bare write.
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
 import time
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,37 +22,15 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from benchmarks.floors import Floor
 from benchmarks.measure import measure
 from benchmarks.memory import resident
-from secagg.config import (
-    Clip,
-    MaskPrg,
-    Policy,
-    Protection,
-    SessionConfig,
-    SiloId,
-    TaskConfig,
-    ThresholdRule,
-    Weighting,
-)
+from benchmarks.stage import begin, configure, enrol, make_config, masked_inputs
+from secagg.config import SiloId
 from secagg.coordinator.session import Session
 from secagg.coordinator.spool import Stored, Upload
 from secagg.coordinator.sqlite import SqliteJournal
-from secagg.coordinator.standing import Means
-from secagg.coordinator.state import Step
 from secagg.crypto.digest import chunk_digest
-from secagg.crypto.sign import IdentityKey
 from secagg.disk import LocalDisk
-from secagg.encoding.schema import Schema, TensorSpec
-from secagg.masking import client
-from secagg.masking.ledger import MemoryLedger
-from secagg.masking.messages import Dealt, Descriptor, Roster
-from secagg.masking.transcript import NO_WEIGHTS, TaskOpening, opening_transcript
-from secagg.pki.authority import Authority
-from secagg.pki.credentials import load_credentials
-from secagg.pki.enrolment import create_request, install_bundle
-from secagg.pki.names import Role
-from secagg.ring.expand import masked
+from secagg.ring.expand import Encoded, masked
 from secagg.ring.vectors import PowerRing
-from secagg.wire.session import SignedOpening
 
 SILOS, PARAMETERS = 32, 10**6
 RING = PowerRing(32)
@@ -64,90 +40,20 @@ RING = PowerRing(32)
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A consortium of 32 silos, and a coordinator that died in MaskedInput with all vectors in."""
     root = tmp_path_factory.mktemp("restart")
-    now = datetime.now(UTC)
-    authority = Authority.create(root / "authority", "bench", now=now)
-    members = [(Role.SILO, f"silo-{n:02}") for n in range(SILOS)] + [(Role.COORDINATOR, "main")]
-    for role, name in members:
-        bundle = authority.approve(
-            create_request(root / name, role, name, "bench", os.urandom), now=now
-        )
-        install_bundle(root / name, bundle, fingerprint=authority.fingerprint, now=now)
+    names = tuple(SiloId(f"silo-{n:02}") for n in range(SILOS))
+    enrol(root, names)
     with closing(SqliteJournal(root / "state")) as journal:
-        _spool_a_round(root, journal)
+        session = begin(root, make_config(names), journal, PARAMETERS)
+        for name, message, vector in masked_inputs(root, session, _zeros):
+            _upload(session, name, RING.pack(vector))
+            session.send(message, 1, 1)
     for state in ("state", "empty"):
-        (root / f"{state}.toml").write_text(
-            f'listen = "127.0.0.1:0"\ncredentials = "main"\nstate = "{state}"\n'
-        )
+        configure(root, state, f"{state}.toml")
     return root
 
 
-def _spool_a_round(root: Path, journal: SqliteJournal) -> None:
-    """Play 32 silos up to their masked inputs."""
-    now = datetime.now(UTC)
-    coordinator = load_credentials(root / "main", now=now, role=Role.COORDINATOR)
-    manifest = coordinator.manifest.manifest
-    identity = coordinator.identity_key
-    assert identity is not None
-    names = tuple(sorted(manifest.silos))
-    task = TaskConfig("training", Weighting.SUM, 1, 1.0, Clip.NONE, 1.0, 32)
-    config = SessionConfig(
-        "bench",
-        "bench",
-        names,
-        Protection.MASKED,
-        1,
-        ThresholdRule(2, 3),
-        3,
-        MaskPrg.AES_128_CTR,
-        (task,),
-    )
-    disk = LocalDisk(root / "state")
-    means = Means(lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes)
-    session = Session.create(config, secrets.token_bytes(32), means)
-    keys = {
-        name: load_credentials(root / name, now=now, role=Role.SILO).identity_key for name in names
-    }
-    _open(session, names[0], keys[names[0]])
-    length = PARAMETERS + 4
-    for name in names:
-        session.ready(name, "training", session.base("training"), 0.0)
-    assert session.tick(0.0)
-    states: dict[SiloId, object] = {}
-    expected = client.Expected("training", 1, session.base("training"))
-    policy = Policy(1, 3, 3, (Protection.MASKED,), (32,), tuple(Clip), 1.0)
-    for step in range(3):
-        for name in names:
-            key = keys[name]
-            assert key is not None
-            member = client.Member(name, key, manifest, policy, config, session.session_id)
-            event = session.next(name, 1, min(step, 1), Step(step))
-            match event:
-                case Descriptor():
-                    ledger = MemoryLedger()
-                    admitted = client.admit(event, member, expected, ledger)
-                    recorded = ledger.record(admitted.entry)
-                    states[name], message = client.advertise_keys(
-                        admitted, recorded, entropy=os.urandom
-                    )
-                case Roster():
-                    states[name], message = client.share_keys(
-                        states[name], event, entropy=os.urandom
-                    )
-                case Dealt():
-                    update = masked(RING, np.zeros(length, RING.dtype))
-                    states[name], message, vector = client.mask_input(states[name], event, update)
-                    _upload(session, name, RING.pack(vector))
-            session.send(message, 1, 1)
-        if step < 2:
-            assert session.tick(0.0)
-
-
-def _open(session: Session, silo: SiloId, key: IdentityKey | None) -> None:
-    assert key is not None
-    opening = TaskOpening("training", Schema((TensorSpec("w", (PARAMETERS,)),)), "", NO_WEIGHTS)
-    transcript = opening_transcript(session.session_hash, session.session_id)
-    session.open_task(silo, "training", 0.0)
-    session.propose_task(silo, SignedOpening.sign(opening, 0, silo, key, transcript))
+def _zeros(length: int) -> Encoded:
+    return masked(RING, np.zeros(length, RING.dtype))
 
 
 def _upload(session: Session, silo: SiloId, data: memoryview) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import subprocess
 import sys
 import time
@@ -28,46 +27,27 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.measure import record
+from benchmarks.stage import NAME, begin, configure, enrol, make_config, masked_inputs
 from client_sdk import channel as sdk
 from client_sdk.channel import Channel
 from client_sdk.profile import load_profile
 from client_sdk.transfer import upload
 from secagg.config import (
-    Clip,
-    MaskPrg,
-    Policy,
-    Protection,
     SessionConfig,
     SiloId,
-    TaskConfig,
-    ThresholdRule,
-    Weighting,
 )
-from secagg.coordinator.session import Session
 from secagg.coordinator.sqlite import SqliteJournal
-from secagg.coordinator.standing import Means
-from secagg.coordinator.state import Step
 from secagg.coordinator.tls import ServerCertificate
-from secagg.crypto.sign import IdentityKey
-from secagg.disk import LocalDisk
-from secagg.encoding.schema import Schema, TensorSpec
-from secagg.masking import client
-from secagg.masking.ledger import MemoryLedger
-from secagg.masking.messages import Dealt, Descriptor, Roster
-from secagg.masking.transcript import NO_WEIGHTS, TaskOpening, opening_transcript
-from secagg.pki.authority import Authority
 from secagg.pki.credentials import Credentials, load_credentials
-from secagg.pki.enrolment import create_request, install_bundle
 from secagg.pki.names import Role
 from secagg.pki.profile import write_policy, write_profile
+from secagg.ring.expand import Encoded
 from secagg.ring.vectors import PowerRing
 from secagg.wire import attempt as wire
 from secagg.wire._pb import service_pb2 as api
-from secagg.wire.session import SignedOpening
 
 TURNS, PARAMETERS, CHUNK_BYTES = 8, 16 * 10**6, 2**20
 RING = PowerRing(32)
-NAME, TASK = "bench", "training"
 REPOSITORY = Path(__file__).parent.parent
 _REST = 100
 """Bytes of a request beside its chunk, about."""
@@ -86,96 +66,28 @@ class Place:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     root = tmp_path_factory.mktemp("transport")
-    now = datetime.now(UTC)
-    authority = Authority.create(root / "authority", "bench", now=now)
     names = tuple(SiloId(f"silo-{n}") for n in range(TURNS))
-    for role, name in [*((Role.SILO, n) for n in names), (Role.COORDINATOR, "main")]:
-        bundle = authority.approve(
-            create_request(root / name, role, name, "bench", os.urandom), now=now
-        )
-        install_bundle(root / name, bundle, fingerprint=authority.fingerprint, now=now)
-    task = TaskConfig(TASK, Weighting.SUM, 1, 1.0, Clip.NONE, 1.0, 32)
-    config = SessionConfig(
-        NAME,
-        "bench",
-        names,
-        Protection.MASKED,
-        1,
-        ThresholdRule(2, 3),
-        3,
-        MaskPrg.AES_128_CTR,
-        (task,),
-        chunk_bytes=CHUNK_BYTES,
-        phase_deadline=600.0,
-    )
-    found = Place(root, config)
+    enrol(root, names)
+    found = Place(root, make_config(names, chunk_bytes=CHUNK_BYTES, phase_deadline=600.0))
     with closing(SqliteJournal(root / "state")) as journal:
-        _play(found, journal)
-    (root / "serve.toml").write_text(
-        'listen = "127.0.0.1:0"\ncredentials = "main"\nstate = "state"\n'
-    )
+        session = begin(root, found.config, journal, PARAMETERS)
+        found.session_id = session.session_id
+        for name, message, vector in masked_inputs(root, session, _noise):
+            request = wire.client_message_to_wire(
+                message, session_id=session.session_id, round_number=1, attempt=1
+            )
+            found.silos[name] = (RING.pack(vector), request)
+    configure(root, "state", "serve.toml")
     return found
 
 
-def _play(place: Place, journal: SqliteJournal) -> None:
-    """Play all silos up to their masked inputs, which nobody has sent yet."""
-    coordinator = _credentials(place, "main", Role.COORDINATOR)
-    manifest, identity = coordinator.manifest.manifest, coordinator.identity_key
-    assert identity is not None
-    disk = LocalDisk(place.root / "state")
-    means = Means(lambda: manifest, lambda: b"", identity, disk, journal, secrets.token_bytes)
-    session = Session.create(place.config, secrets.token_bytes(32), means)
-    place.session_id = session.session_id
-    names = place.config.silos
-    keys = {name: _key(_credentials(place, name, Role.SILO)) for name in names}
-    opening = TaskOpening(TASK, Schema((TensorSpec("w", (PARAMETERS,)),)), "", NO_WEIGHTS)
-    tau = opening_transcript(session.session_hash, session.session_id)
-    session.open_task(names[0], TASK, 0.0)
-    session.propose_task(names[0], SignedOpening.sign(opening, 0, names[0], keys[names[0]], tau))
-    for name in names:
-        session.ready(name, TASK, session.base(TASK), 0.0)
-    assert session.tick(0.0)
-    length, states = session.tasks[TASK].length, dict[SiloId, Any]()
-    expected = client.Expected(TASK, 1, session.base(TASK))
-    policy = Policy(1, 3, 3, (Protection.MASKED,), (32,), tuple(Clip), 1.0)
-    for step in range(3):
-        for name in names:
-            member = client.Member(
-                name, keys[name], manifest, policy, place.config, session.session_id
-            )
-            event = session.next(name, 1, min(step, 1), Step(step))
-            match event:
-                case Descriptor():
-                    ledger = MemoryLedger()
-                    admitted = client.admit(event, member, expected, ledger)
-                    entry = ledger.record(admitted.entry)
-                    states[name], sent = client.advertise_keys(admitted, entry, entropy=os.urandom)
-                case Roster():
-                    states[name], sent = client.share_keys(states[name], event, entropy=os.urandom)
-                case Dealt():
-                    words = RING.unpack(os.urandom(4 * length), length)  # nobody unmasks them
-                    states[name], sent, vector = client.mask_input(
-                        states[name],
-                        event,
-                        lambda masks, prg, words=words: words,  # type: ignore[misc]
-                    )
-                    request = wire.client_message_to_wire(
-                        sent, session_id=session.session_id, round_number=1, attempt=1
-                    )
-                    place.silos[name] = (RING.pack(vector), request)
-                    continue
-            session.send(sent, 1, 1)
-        if step < 2:
-            assert session.tick(0.0)
+def _noise(length: int) -> Encoded:
+    words = RING.unpack(os.urandom(4 * length), length)  # nobody unmasks them
+    return lambda masks, prg: words
 
 
 def _credentials(place: Place, name: str, role: Role) -> Credentials:
     return load_credentials(place.root / name, now=datetime.now(UTC), role=role)
-
-
-def _key(credentials: Credentials) -> IdentityKey:
-    assert credentials.identity_key is not None
-    return credentials.identity_key
 
 
 @contextmanager
