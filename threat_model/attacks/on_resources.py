@@ -157,22 +157,32 @@ def waiting_calls_fill_the_coordinator(scene: Scene) -> bool:
         held.callback(served_again, scene, heard)
         stub = study.member("d").stub("Next")
         request = api.NextRequest(session_id=study.session_id, seen=api.STEP_LEFT)
-        waiting = [stub.future(request, timeout=30.0) for _ in range(SLOTS)]
-        for call in waiting:
+
+        def wait() -> Any:
+            call = stub.future(request, timeout=30.0)
             held.callback(call.cancel)
-        return starved(scene, heard, waiting)
+            return call
+
+        return starved(scene, heard, wait)
 
 
-def starved(scene: Scene, heard: Callable[[], Any], waiting: list[Any]) -> bool:
-    """Whether silo a is refused for as long as the other's calls wait."""
-    misses = 0
+def starved(scene: Scene, heard: Callable[[], Any], wait: Callable[[], Any]) -> bool:
+    """Whether silo a is refused for as long as the other's calls wait.
+
+    Whenever silo a is served there was a place left: the other takes it.
+    """
+    misses, waiting = 0, [wait() for _ in range(SLOTS)]
     while misses < MISSES:
         over = [call for call in waiting if call.done()]
         if len(over) >= SLOTS - AT_ONCE:
             for call in over:
                 tried(scene, call.result)
             return False
-        misses = misses + 1 if tried(scene, heard) == "RESOURCE_EXHAUSTED" else 0
+        if tried(scene, heard) == "RESOURCE_EXHAUSTED":
+            misses += 1
+        else:
+            misses = 0
+            waiting.append(wait())
         time.sleep(0.05)  # others' refusals may still be on their way
     return True
 
